@@ -1,0 +1,160 @@
+"""What ``summary.json`` says: settings, counts beside the paper's, checksums, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.candidates import list_files
+from data_prep.files import file_record
+from data_prep.raw import RawData
+from data_prep.settings import DataSettings
+from data_prep.sources import Counts
+from rpp.data.interactions import (
+    EPISODES_FILE,
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    SPLIT,
+    TARGET,
+    USERS_FILE,
+)
+from rpp.types import SPLITS
+
+FORMAT = 1
+"""Raised when prepared folders of an older program can no longer be used."""
+
+Summary = dict[str, Any]
+
+
+def summarise(
+    settings: DataSettings,
+    raw: RawData,
+    tables: Mapping[str, pl.DataFrame],
+    dropped: Mapping[str, int],
+) -> Summary:
+    """Everything worth recording about a preparation.
+
+    ``fingerprint`` covers the items, the training interactions and the episodes of training and
+    validation users; test users are left out, so asking for more of them keeps it.
+    ``train_fingerprint`` covers what a collaborative model is trained on.
+
+    Args:
+        settings: What was asked for.
+        raw: What was read.
+        tables: The prepared tables by file name.
+        dropped: Number of interactions left out, by reason.
+    """
+    prepared = Counts(
+        *(tables[name].height for name in (USERS_FILE, ITEMS_FILE, INTERACTIONS_FILE))
+    )
+    paper = settings.source.paper
+    episodes = tables[EPISODES_FILE]
+    training = tables[INTERACTIONS_FILE].filter(pl.col(SPLIT) == "train").select("user", "item")
+    items = tables[ITEMS_FILE]
+    files = list(raw.files)
+    if settings.candidates == "authors":
+        files += list_files(raw.folder, settings.source.lists)
+    return {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "counts": {
+            "paper": paper._asdict() if paper else None,
+            "raw": raw.counts._asdict(),
+            "prepared": prepared._asdict(),
+        },
+        "dropped": dropped,
+        "explanations": _explanations(settings, raw.counts, prepared, dropped),
+        "n_episodes": {split: episodes.filter(split=split).height for split in SPLITS},
+        "target_positions": {
+            split: np.bincount(
+                episodes.filter(split=split)[TARGET], minlength=settings.n_candidates
+            ).tolist()
+            for split in SPLITS
+        },
+        "fingerprint": _fingerprint(
+            items.select("item_id", "title"), training, episodes.filter(pl.col(SPLIT) != "test")
+        ),
+        "train_fingerprint": _fingerprint(items.select("item_id"), training),
+        "sources": [file_record(path) for path in files],
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("numpy", "polars")},
+        },
+    }
+
+
+def _explanations(
+    settings: DataSettings, raw: Counts, prepared: Counts, dropped: Mapping[str, int]
+) -> list[str]:
+    """A sentence for every difference between paper, raw files and prepared tables."""
+    source, sentences = settings.source, []
+    for key, found, published in zip(Counts._fields, raw, source.paper or raw, strict=True):
+        if found != published:
+            reason = source.reasons.get((key, found), source.otherwise)
+            sentences.append(f"{key}: {found:,} and not {published:,}: {reason}")
+    wording = {
+        "without_title": "{:,} interactions with items that have no title were left out",
+        "without_tag_time": "{:,} interactions with artists the user never tagged were left out",
+        "repeated": "{:,} interactions were left out because the user had the item before",
+    }
+    sentences += [wording[key].format(number) for key, number in dropped.items() if number]
+    if prepared != raw and settings.min_interactions:
+        sentences.append(
+            f"users and items with fewer than {settings.min_interactions} interactions were removed"
+            f" until none was left: {raw.users - prepared.users:,} users and"
+            f" {raw.items - prepared.items:,} items are gone in all"
+            + (", although the paper's counts are of unfiltered files" if source.paper else "")
+        )
+    if settings.order == "play_count":
+        sentences.append(
+            "the order is the play count, as in the authors' files: the target is the user's most"
+            " played artist, and the history is not chronological"
+        )
+    if settings.candidates == "authors":
+        sentences.append(
+            "users and candidates are the authors' lists, without items of the user's own history;"
+            " users in both lists are test users"
+        )
+    return sentences
+
+
+def _fingerprint(*tables: pl.DataFrame) -> str:
+    """SHA-256 of the content of tables, whatever wrote them."""
+    digest = hashlib.sha256()
+    for table in tables:
+        for column in table:
+            digest.update(f"{column.name} {len(column)}\n".encode())
+            if column.dtype == pl.String:
+                digest.update("\n".join(column).encode())
+                continue
+            if column.dtype == pl.List:
+                digest.update(_bytes(column.list.len()))
+                column = column.explode()
+            digest.update(_bytes(column))
+    return digest.hexdigest()
+
+
+def _bytes(numbers: pl.Series) -> bytes:
+    return numbers.to_numpy().astype("<u4").tobytes()
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print the counts beside those of the paper's Table 1, and why they differ."""
+    table = Table(title=f"{summary['settings']['name']}: counts", title_justify="left")
+    for column in ("", "paper, Table 1", "raw files", "prepared"):
+        table.add_column(column, justify="right" if column else "left")
+    for key in Counts._fields:
+        row = (summary["counts"][column] for column in ("paper", "raw", "prepared"))
+        table.add_row(key, *(f"{counts[key]:,}" if counts else "–" for counts in row))  # noqa: RUF001
+    console.print(table)
+    for sentence in summary["explanations"]:
+        console.print(f"- {sentence}", highlight=False, markup=False)

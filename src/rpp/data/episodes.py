@@ -1,0 +1,66 @@
+"""Episodes from the prepared Parquet file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rpp.data.interactions import (
+    CANDIDATES,
+    EPISODES_FILE,
+    HISTORY,
+    PROFILE,
+    SPLIT,
+    TARGET,
+    USER,
+    USER_ID,
+    load_titles,
+    load_users,
+    scan_table,
+)
+from rpp.types import SPLITS, Episode, InputError, Item, Split
+
+
+def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[Episode]:
+    """Read the episodes of one user set.
+
+    Args:
+        folder: A folder written by ``python -m data_prep``.
+        split: Which user set.
+        limit: Keep only the first so many. They stand in the seeded random order in which users
+            were drawn, so a smaller limit gives a subset of a larger one.
+
+    Raises:
+        InputError: If a file is missing or damaged, the limit is below 1 or exceeds the set.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
+    rows = scan_table(folder, EPISODES_FILE).filter(pl.col(SPLIT) == split).collect()
+    if limit is not None and not 1 <= limit <= rows.height:
+        raise InputError(
+            f"{limit} {split} users were asked for, but {folder} was prepared with {rows.height}"
+        )
+    titles = load_titles(folder)
+    users = load_users(folder)
+    catalogue = [Item(index, title) for index, title in enumerate(titles)]
+    episodes = []
+    for row in rows.head(rows.height if limit is None else limit).iter_rows(named=True):
+        user = users.row(row[USER], named=True) if row[USER] < users.height else None
+        if user is None or max(*row[HISTORY], *row[CANDIDATES]) >= len(catalogue):
+            raise InputError(
+                f"{folder}: an episode of user {row[USER]} names a user or item that is in no"
+                " table: prepare the data again"
+            )
+        episodes.append(
+            Episode(
+                user=row[USER],
+                history=tuple(catalogue[item] for item in row[HISTORY]),
+                candidates=tuple(catalogue[item] for item in row[CANDIDATES]),
+                withheld=row[TARGET],
+                split=split,
+                user_id=user[USER_ID],
+                profile={key: user[key] for key in PROFILE if user[key] is not None},
+            )
+        )
+    return episodes

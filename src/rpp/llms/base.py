@@ -1,0 +1,179 @@
+"""The one extension point most users need: a frozen language model as a function of text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+class LanguageModelError(RuntimeError):
+    """A call got no answer: lost connection, timeout, refusal, out of memory.
+
+    Raised, it stands for the whole batch; returned in place of a reply, for one prompt. Either
+    way the prompt counts as failed, is left out of the update and asked again next time; it is
+    never a reward of 0.
+    """
+
+
+@dataclass
+class Usage:
+    """Tokens a language model has read and written so far, without cached answers."""
+
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+
+
+class LanguageModel(ABC):
+    """A frozen language model.
+
+    Subclass it for your own model and name the class in the YAML
+    (``environment.llm.class_path: my_package.MyModel``). Only :meth:`generate` and
+    :attr:`fingerprint` are required; the decodings ``first_token``, ``likelihood`` and
+    ``constrained`` also need :meth:`score`.
+    """
+
+    usage: Usage
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names weights, adapter, revision, precision and decoding: the cache's key."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
+        """Answer every prompt.
+
+        Args:
+            prompts: Plain texts; the model applies its own chat template.
+
+        Returns:
+            One reply per prompt, in order.
+
+        Raises:
+            LanguageModelError: If no prompt could be answered.
+        """
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        begun: Sequence[str] | None = None,
+    ) -> list[list[float] | LanguageModelError]:
+        """Log-probability of each continuation as the next text of the reply.
+
+        Args:
+            prompts: ``B`` texts.
+            continuations: For every prompt, the texts to score; each on its own, none of them
+                sees another.
+            begun: For every prompt, the beginning of the reply that is already written.
+
+        Returns:
+            For every prompt, one natural logarithm per continuation, summed over its tokens.
+
+        Raises:
+            NotImplementedError: If the model gives no probabilities.
+            LanguageModelError: If no prompt could be scored.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} gives no probabilities: use environment.decoding: generate"
+        )
+
+    def permute(
+        self, prompts: Sequence[str], options: Sequence[Sequence[str]]
+    ) -> list[str | LanguageModelError]:
+        """Write every prompt's options, one a line, each exactly once: constrained decoding.
+
+        The default asks :meth:`score` for the best option left, line by line; a backend that
+        keeps the prompt's keys and values does better.
+
+        Args:
+            prompts: ``B`` texts.
+            options: For every prompt, the lines that may be written.
+
+        Returns:
+            For every prompt, its options in the order chosen, separated by line breaks.
+        """
+        lines: list[list[str]] = [[] for _ in prompts]
+        left = [list(each) for each in options]
+        errors: dict[int, LanguageModelError] = {}
+        while rows := [r for r in range(len(prompts)) if len(left[r]) > 1 and r not in errors]:
+            scores = self.score(
+                [prompts[row] for row in rows],
+                [[option + "\n" for option in left[row]] for row in rows],
+                ["".join(line + "\n" for line in lines[row]) for row in rows],
+            )
+            for row, score in zip(rows, scores, strict=True):
+                if isinstance(score, LanguageModelError):
+                    errors[row] = score
+                else:
+                    lines[row].append(left[row].pop(score.index(max(score))))
+        return [errors.get(row, "\n".join(lines[row] + left[row])) for row in range(len(prompts))]
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text; an estimate where the model has no tokenizer at hand."""
+        return len(text) // 4 + 1
+
+    @property
+    def context_length(self) -> int | None:
+        """Largest number of tokens of prompt and reply together; ``None`` if unlimited."""
+        return None
+
+    def close(self) -> None:
+        """Free what the model holds; called at the end of the run."""
+        return None
+
+
+@dataclass
+class ScriptedLanguageModel(LanguageModel):
+    """A language model whose answers are given: for tests and for trying a configuration out.
+
+    Args:
+        reply: Function of the prompt, or one text for all.
+        scorer: Function of prompt and continuation.
+        name: Part of the fingerprint; change it together with the functions.
+        context: Context length in tokens, if limited.
+    """
+
+    reply: Callable[[str], str | LanguageModelError] | str = ""
+    scorer: Callable[[str, str], float] | None = None
+    name: str = "scripted"
+    context: int | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def fingerprint(self) -> str:
+        """The given name."""
+        return self.name
+
+    @property
+    def context_length(self) -> int | None:
+        """The given context."""
+        return self.context
+
+    def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
+        """Ask the script, prompt by prompt."""
+        replies = [self.reply if isinstance(self.reply, str) else self.reply(p) for p in prompts]
+        self.usage.prompt_tokens += sum(map(self.count_tokens, prompts))
+        self.usage.reply_tokens += sum(self.count_tokens(r) for r in replies if isinstance(r, str))
+        return replies
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[str]],
+        begun: Sequence[str] | None = None,
+    ) -> list[list[float] | LanguageModelError]:
+        """Ask the script, continuation by continuation; ``begun`` is part of its prompt."""
+        if self.scorer is None:
+            return super().score(prompts, continuations, begun)
+        prompts = [p + b for p, b in zip(prompts, begun or [""] * len(prompts), strict=True)]
+        self.usage.prompt_tokens += sum(map(self.count_tokens, prompts))
+        scorer = self.scorer
+        return [
+            [scorer(prompt, text) for text in texts]
+            for prompt, texts in zip(prompts, continuations, strict=True)
+        ]

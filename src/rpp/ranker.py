@@ -1,0 +1,275 @@
+"""The environment: prompts to rankings through a frozen language model (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.cache import CachedLanguageModel, ReplyCache
+from rpp.prompts.compose import Display, Prompt, identifier
+from rpp.types import Episode, InputError, Item, Ranking, failed_ranking, normalise, status_of
+
+Decoding = Literal["generate", "constrained", "first_token", "likelihood"]
+
+REPLY_START = "1."
+"""How a numbered list begins; titles are scored right after it."""
+
+MIN_CONTAINED = 4
+"""Titles shorter than this, once normalised, must fill their line: "It" is in many sentences."""
+
+RESERVED_TOKENS = 64
+"""Room kept for identifiers or titles where the reply is not generated freely."""
+
+
+@dataclass
+class Counters:
+    """What ranking has cost and how well replies were understood, since the run began."""
+
+    calls: int = 0
+    cache_hits: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    seconds: float = 0.0
+    valid: int = 0
+    repaired: int = 0
+    unusable: int = 0
+    failed: int = 0
+    unmatched_lines: int = 0
+    shortened_histories: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain numbers by name."""
+        return {name: float(value) for name, value in asdict(self).items()}
+
+
+class Ranker:
+    """A language model, a way to read rankings out of it, and the count of both.
+
+    Args:
+        llm: The frozen language model.
+        decoding: ``generate``: free text, parsed (the paper). ``constrained``: only identifiers
+            not yet used can be written. ``first_token``: candidates by the log-probability of
+            their identifier as the reply's first token. ``likelihood``: candidates by the
+            log-probability of their title as the reply's first line, per character.
+        show_candidates: Whether prompts list the candidates. Only ``likelihood`` can do without;
+            its ranking is then free of position bias by construction.
+        seed: Seed of the order in which candidates that a reply leaves out are appended.
+        cache: Where replies are kept; by default in memory for this run.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        decoding: Decoding = "generate",
+        *,
+        show_candidates: bool = True,
+        seed: int = 0,
+        cache: ReplyCache | None = None,
+    ) -> None:
+        if not show_candidates and decoding != "likelihood":
+            raise InputError(
+                f"decoding {decoding!r} needs the candidates in the prompt: set"
+                " environment.show_candidates to true or environment.decoding to likelihood"
+            )
+        self.llm = CachedLanguageModel(llm, cache or ReplyCache(None))
+        self.decoding = decoding
+        self.seed = seed
+        self.display = Display(
+            show_candidates, "titles" if decoding in ("generate", "likelihood") else "identifiers"
+        )
+        self._read = Counters()
+
+    @property
+    def counters(self) -> Counters:
+        """Costs and reply counts so far."""
+        tokens = self.llm.tokens
+        return Counters(
+            **{
+                **asdict(self._read),
+                "calls": self.llm.n_calls,
+                "cache_hits": self.llm.n_hits,
+                "prompt_tokens": tokens.prompt_tokens,
+                "reply_tokens": tokens.reply_tokens,
+            }
+        )
+
+    def fits(self, text: str) -> bool:
+        """Whether the model's context has room for a prompt and its reply."""
+        limit = self.llm.context_length
+        if limit is None or len(text.encode()) <= limit - RESERVED_TOKENS:
+            return True
+        return self.llm.count_tokens(text) <= limit - RESERVED_TOKENS
+
+    def rank(self, prompts: Sequence[Prompt], episodes: Sequence[Episode]) -> list[Ranking]:
+        """Rank every user's candidates.
+
+        Args:
+            prompts: One per user.
+            episodes: ``B`` users; their targets are not looked at.
+
+        Returns:
+            One complete ranking per user in the order of the episodes, empty where the language
+            model failed.
+
+        Raises:
+            LanguageModelError: If it failed for every one of several users, so that going on
+                would teach nothing. What was answered before is in the cache.
+        """
+        started = perf_counter()
+        texts = [prompt.text for prompt in prompts]
+        rankings = self._rank(texts, prompts, episodes)
+        self._read.seconds += perf_counter() - started
+        for ranking in rankings:
+            setattr(self._read, ranking.status, getattr(self._read, ranking.status) + 1)
+        self._read.shortened_histories += sum(prompt.n_dropped > 0 for prompt in prompts)
+        if len(rankings) > 1 and all(ranking.failed for ranking in rankings):
+            raise LanguageModelError(
+                f"the language model answered none of {len(rankings)} prompts:"
+                f" {rankings[0].reply}. Everything answered before is kept; once the model is back,"
+                " go on with --ckpt_path last"
+            )
+        return rankings
+
+    def _rank(
+        self, texts: list[str], prompts: Sequence[Prompt], episodes: Sequence[Episode]
+    ) -> list[Ranking]:
+        if self.decoding == "generate":
+            replies = self.llm.generate(texts)
+        elif self.decoding == "constrained":
+            replies = self.llm.permute(texts, [_identifiers(e) for e in episodes])
+        else:
+            return self._rank_by_score(texts, episodes)
+        return [
+            self._from_reply(reply, prompt, episode)
+            for reply, prompt, episode in zip(replies, prompts, episodes, strict=True)
+        ]
+
+    def _rank_by_score(self, texts: list[str], episodes: Sequence[Episode]) -> list[Ranking]:
+        if self.decoding == "first_token":
+            rows = self.llm.score(texts, [_identifiers(episode) for episode in episodes])
+        else:
+            titles = [[item.title for item in episode.candidates] for episode in episodes]
+            sums = self.llm.score(
+                texts, [[" " + title for title in row] for row in titles], [REPLY_START] * len(texts)
+            )
+            rows = [
+                row
+                if isinstance(row, LanguageModelError)
+                else [score / (1 + len(title)) for score, title in zip(row, names, strict=True)]
+                for row, names in zip(sums, titles, strict=True)
+            ]
+        return [
+            failed_ranking(str(scores))
+            if isinstance(scores, LanguageModelError)
+            else self._from_scores(scores, episode)
+            for scores, episode in zip(rows, episodes, strict=True)
+        ]
+
+    def _from_scores(self, scores: Sequence[float], episode: Episode) -> Ranking:
+        order = sorted(arbitrary_order(episode, self.seed), key=lambda k: -scores[k])
+        reply = "\n".join(
+            f"{rank}. {episode.candidates[k].title} ({scores[k]:.3f})"
+            for rank, k in enumerate(order, start=1)
+        )
+        return Ranking(tuple(order), len(order), "valid", reply)
+
+    def _from_reply(
+        self, reply: str | LanguageModelError, prompt: Prompt, episode: Episode
+    ) -> Ranking:
+        if isinstance(reply, LanguageModelError):
+            return failed_ranking(str(reply))
+        named, unmatched = parse_reply(
+            reply, episode.candidates, identifiers=prompt.answer == "identifiers"
+        )
+        self._read.unmatched_lines += unmatched
+        rest = [k for k in arbitrary_order(episode, self.seed) if k not in named]
+        order = (*named, *rest)
+        return Ranking(order, len(named), status_of(len(named), len(order)), reply)
+
+
+def _identifiers(episode: Episode) -> list[str]:
+    return [identifier(position) for position in range(len(episode.candidates))]
+
+
+def arbitrary_order(episode: Episode, seed: int) -> list[int]:
+    """Candidate positions in an order that knows neither the target nor what was displayed.
+
+    Used for candidates that a reply leaves out and to break ties. It depends on the seed, the
+    user and the set of candidates alone.
+    """
+    by_item = sorted(range(len(episode.candidates)), key=lambda k: episode.candidates[k].index)
+    rng = np.random.default_rng([seed, crc32((episode.user_id or str(episode.user)).encode())])
+    return [by_item[k] for k in rng.permutation(len(by_item))]
+
+
+def parse_reply(
+    reply: str, candidates: Sequence[Item], *, identifiers: bool
+) -> tuple[list[int], int]:
+    """Read which candidates a reply names, in the order it names them.
+
+    A line that holds a candidate's title is that candidate, and a number before it only its
+    rank; longer titles are found first, several on one line in the order they stand there. A
+    bare identifier counts as a candidate only where identifiers were asked for. Anything else
+    names nobody.
+
+    Args:
+        reply: The text that came back.
+        candidates: The items, in the order shown.
+        identifiers: Whether the prompt asked for identifiers.
+
+    Returns:
+        Positions in ``candidates``, each at most once, and the number of lines that are not
+        blank and name no candidate.
+    """
+    titles = [normalise(item.title) for item in candidates]
+    positions = {identifier(k): k for k in range(len(candidates))}
+    named: list[int] = []
+    unmatched = 0
+    for line in reply.splitlines():
+        if not normalise(line):
+            continue
+        found = _titles_in(line, titles)
+        if not found and identifiers:
+            found = _identifiers_in(line, positions)
+        unmatched += not found
+        named += [k for k in dict.fromkeys(found) if k not in named]
+    return named, unmatched
+
+
+_RANK = re.compile(r"^\W*(?:\d+\s*[.):\-]?\s*)?(?:[A-Z]{1,2}\s*[.):\-]\s*)?")
+
+
+def _titles_in(line: str, titles: Sequence[str]) -> list[int]:
+    """Positions of the titles a line holds, in the order they stand there."""
+    bare = _RANK.sub("", line)
+    for text in (line, bare, *re.split(r"\s[(\-–:]", bare, maxsplit=1)[:1]):
+        if (whole := normalise(text)) and whole in titles:
+            return [titles.index(whole)]
+    text = f" {normalise(line)} "
+    found: list[tuple[int, int]] = []
+    for k in sorted(range(len(titles)), key=lambda k: -len(titles[k])):
+        title = f" {titles[k]} "
+        if len(titles[k]) < MIN_CONTAINED or (start := text.find(title)) < 0:
+            continue
+        found.append((start, k))
+        text = text[:start] + " " + "\0" * (len(title) - 2) + " " + text[start + len(title) :]
+    return [k for _, k in sorted(found)]
+
+
+def _identifiers_in(line: str, positions: dict[str, int]) -> list[int]:
+    """Positions of the identifiers on a line that consists of nothing but ranks and identifiers,
+
+    or of the one that opens the line and is followed by a sign.
+    """
+    words = re.findall(r"\w+", line)
+    if all(word in positions or word.isdigit() for word in words):
+        return [positions[word] for word in words if word in positions]
+    opening = re.match(r"^\W*(?:\d+\s*[.):\-]\s*)?([A-Z]{1,2})\s*[.):\-]", line)
+    return [positions[opening[1]]] if opening and opening[1] in positions else []

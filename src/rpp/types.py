@@ -1,0 +1,161 @@
+"""What travels between packages: items, episodes, rankings.
+
+Every type refuses nonsense when it is made, so that no later stage has to check again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
+"""How a ranking was obtained: the reply named every candidate, some, none, or never came."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one sentence naming value and remedy."""
+
+
+class TargetAccessError(RuntimeError):
+    """A test target was read outside :func:`final_scoring`."""
+
+
+_scoring: ContextVar[bool] = ContextVar("final_scoring", default=False)
+
+
+@contextmanager
+def final_scoring() -> Iterator[None]:
+    """Permit reading the targets of test episodes; opened by the test step's scoring alone."""
+    token = _scoring.set(True)
+    try:
+        yield
+    finally:
+        _scoring.reset(token)
+
+
+class Item(NamedTuple):
+    """An item of the catalogue: its row in ``items.parquet`` and the title a prompt shows."""
+
+    index: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One user facing one fixed list of candidates (paper, section 2).
+
+    Attributes:
+        user: Row of the user in ``users.parquet``.
+        history: The user's interactions before the target, oldest first; never empty.
+        candidates: ``M`` items in the order shown, exactly one of them the target.
+        withheld: Position of the target in ``candidates``, from 0. Read :attr:`target` instead.
+        split: Which interaction is withheld. Only ``"test"`` is guarded.
+        user_id: The user's name in the raw data.
+        profile: What is known of the user (gender, age, occupation), possibly nothing.
+
+    Raises:
+        InputError: If the history is empty, the target is no position of the list, an item stands
+            twice in the list, or two candidates share a title and so could not be told apart.
+    """
+
+    user: int
+    history: tuple[Item, ...]
+    candidates: tuple[Item, ...]
+    withheld: int = field(repr=False)
+    split: Split = "train"
+    user_id: str = ""
+    profile: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an episode that cannot be played."""
+        name = self.user_id or str(self.user)
+        if not self.history:
+            raise InputError(f"user {name} has an empty history: raise min_interactions")
+        if not 0 <= self.withheld < len(self.candidates):
+            raise InputError(
+                f"user {name}: target position {self.withheld} is not among"
+                f" {len(self.candidates)} candidates"
+            )
+        if len({item.index for item in self.candidates}) < len(self.candidates):
+            raise InputError(f"user {name} has an item twice among the candidates")
+        titles = [normalise(item.title) for item in self.candidates]
+        if len(set(titles)) < len(titles):
+            twice = next(title for title in titles if titles.count(title) > 1)
+            raise InputError(
+                f"user {name} has two candidates with the title {twice!r}:"
+                " rename one in the titles table or draw other candidates"
+            )
+
+    @property
+    def target(self) -> int:
+        """Position of the target in :attr:`candidates`, from 0.
+
+        Raises:
+            TargetAccessError: For a test episode outside :func:`final_scoring`: nothing that
+                trains, selects or stops may know a test target.
+        """
+        if self.split == "test" and not _scoring.get():
+            raise TargetAccessError(
+                f"the test target of user {self.user_id or self.user} was read before the final"
+                " scoring: test users may not influence any choice"
+            )
+        return self.withheld
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An answer of the ranker for one episode.
+
+    Attributes:
+        order: Positions in ``Episode.candidates``, best first: a permutation of all ``M``, or
+            empty if the language model failed to answer.
+        n_named: How many of them, from the top, the reply itself named; the rest was appended.
+        status: ``valid`` (all named), ``repaired`` (some), ``unusable`` (none) or ``failed``.
+        reply: The text that came back, untouched; the reason of a failure.
+    """
+
+    order: tuple[int, ...]
+    n_named: int
+    status: ReplyStatus
+    reply: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a ranking that is no permutation or contradicts its own status."""
+        if sorted(self.order) != list(range(len(self.order))):
+            raise ValueError(f"not a permutation of the candidates: {self.order}")
+        if self.status != status_of(self.n_named, len(self.order)):
+            raise ValueError(
+                f"{self.n_named} of {len(self.order)} named contradicts status {self.status!r}"
+            )
+
+    @property
+    def failed(self) -> bool:
+        """Whether no reply came, so that there is nothing to reward."""
+        return self.status == "failed"
+
+
+def status_of(n_named: int, n_candidates: int) -> ReplyStatus:
+    """Status of a ranking with ``n_named`` of ``n_candidates`` named by the reply."""
+    if n_candidates == 0:
+        return "failed"
+    if n_named == n_candidates:
+        return "valid"
+    return "repaired" if n_named else "unusable"
+
+
+def failed_ranking(reason: str) -> Ranking:
+    """The ranking that stands for a language-model call without an answer."""
+    return Ranking((), 0, "failed", reason)
+
+
+def normalise(text: str) -> str:
+    """Title as compared: case folded, runs of anything but letters and digits one space."""
+    return " ".join(
+        "".join(sign if sign.isalnum() else " " for sign in text.casefold()).split()
+    )
