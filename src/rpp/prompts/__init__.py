@@ -1,1 +1,1 @@
-
+"""Patterns, their sentences, and the prompts made of them."""

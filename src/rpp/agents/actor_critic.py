@@ -1,0 +1,119 @@
+"""One actor and one critic per pattern, all reading the same state (paper, section 3.4, Eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+IMPOSSIBLE = -1e9
+"""Logit of an action a pattern does not have; its probability is exactly 0."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the agents chose for ``B`` users, and how sure they were.
+
+    Attributes:
+        actions: Index into each pattern's options, ``(B, P)``.
+        log_prob: Log-probability of each action, ``(B, P)``.
+        entropy: Entropy of each policy in nats, ``(B, P)``.
+        value: Each critic's value of the state, ``(B, P)``.
+    """
+
+    actions: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+class ActorCritic(nn.Module):
+    """The agents: two-layer fully connected actors and critics.
+
+    Without batch normalisation, which would couple users and fail for a single one.
+
+    Args:
+        n_actions: Number of options of each of the ``P`` patterns.
+        state_dim: Width ``D`` of the state.
+        hidden_dim: Width of the hidden layers.
+    """
+
+    def __init__(self, n_actions: Sequence[int], state_dim: int = 64, hidden_dim: int = 64) -> None:
+        super().__init__()
+        self.n_actions = tuple(n_actions)
+        self.actors = nn.ModuleList(_two_layers(state_dim, hidden_dim, n) for n in self.n_actions)
+        self.critics = nn.ModuleList(_two_layers(state_dim, hidden_dim, 1) for _ in self.n_actions)
+        for actor in self.actors:  # begin close to uniform, so that exploration is not biased
+            nn.init.orthogonal_(actor[-1].weight, gain=0.01)  # type: ignore[index, arg-type]
+            nn.init.zeros_(actor[-1].bias)  # type: ignore[index, arg-type]
+
+    def log_probs(self, state: Tensor) -> Tensor:
+        """Log-probabilities of all actions, ``(B, P, A)`` with ``A`` the largest number of options.
+
+        Args:
+            state: ``(B, D)``.
+        """
+        widest = max(self.n_actions)
+        logits = [
+            nn.functional.pad(actor(state), (0, widest - n), value=IMPOSSIBLE)
+            for actor, n in zip(self.actors, self.n_actions, strict=True)
+        ]
+        return torch.stack(logits, dim=1).log_softmax(dim=-1)
+
+    def value(self, state: Tensor) -> Tensor:
+        """Values of a state ``(B, D)``, one per agent, ``(B, P)``."""
+        return torch.cat([critic(state) for critic in self.critics], dim=1)
+
+    def forward(self, state: Tensor, uniforms: Tensor | None = None) -> Decision:
+        """Choose an action per agent and user.
+
+        Args:
+            state: ``(B, D)``.
+            uniforms: Numbers in [0, 1) that decide the draw, ``(B, P)``; ``None`` takes the most
+                probable actions.
+        """
+        log_probs = self.log_probs(state)
+        if uniforms is None:
+            actions = log_probs.argmax(dim=-1)
+        else:
+            actions = _inverse_cdf(log_probs.exp(), uniforms)
+        return Decision(
+            actions=actions,
+            log_prob=log_probs.gather(-1, actions[..., None]).squeeze(-1),
+            entropy=-(log_probs.exp() * log_probs).sum(dim=-1),
+            value=self.value(state),
+        )
+
+
+def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """First action whose cumulative probability exceeds the number, ``(B, P)``."""
+    cumulative = probs.detach().double().cumsum(dim=-1)
+    scaled = uniforms.double()[..., None] * cumulative[..., -1:]
+    return (cumulative <= scaled).sum(dim=-1).clamp(max=probs.shape[-1] - 1)
+
+
+def _two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
+
+
+def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tensor:
+    """Numbers in [0, 1) that depend on the key and each user alone, ``(B, P)``.
+
+    Whoever else is in the batch, and in which order, changes no user's draw; a resumed run
+    draws the same.
+
+    Args:
+        key: What tells this draw from others, for example seed, epoch and step.
+        users: ``B`` user numbers.
+        n_patterns: ``P``.
+    """
+    rows = [np.random.default_rng([*key, user]).random(n_patterns) for user in users]
+    return torch.from_numpy(np.stack(rows))
+
+
+def uniform_actions(n_actions: Sequence[int], draws: Tensor) -> Tensor:
+    """Actions of a policy that prefers nothing, ``(B, P)``, from :func:`uniforms`."""
+    return (draws * torch.tensor(n_actions)).long()

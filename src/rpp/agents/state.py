@@ -1,0 +1,165 @@
+r"""The state the agents share (paper, section 3.3, Eq. 3-4).
+
+.. math::
+    s_0 = \mathrm{LN}(u), \qquad
+    s_{t+1} = \mathrm{LN}(W \, \mathrm{BERT}(p_t)) + \mathrm{LN}(\mathrm{GRU}(o_t))
+
+Departures: both terms and the user's vector are layer-normalised, so that they are of one size;
+the projection :math:`W` is a layer trained with the agents, where the released code fitted a PCA
+anew in every batch; the GRU does receive its gradient.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rpp.assets import resolve_model
+from rpp.types import Episode, InputError, Ranking
+
+
+class PromptEncoder:
+    """A frozen BERT-type text encoder with mean pooling; encodings are kept in memory.
+
+    Not a submodule of anything: its weights are in no checkpoint and no optimizer.
+
+    Args:
+        model: ``minilm-l6`` (embedded, fetched once), a local folder or a hub id such as
+            ``bert-base-uncased`` (the paper's).
+        max_tokens: Longer prompts are cut here.
+        n_kept: Encodings remembered.
+    """
+
+    def __init__(self, model: str = "minilm-l6", max_tokens: int = 256, n_kept: int = 20_000) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+        self.n_kept = n_kept
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer."""
+        return self._load(AutoTokenizer)
+
+    @cached_property
+    def network(self) -> PreTrainedModel:
+        """The frozen encoder."""
+        network: PreTrainedModel = self._load(AutoModel)
+        return network.eval().requires_grad_(False)
+
+    def _load(self, kind: type) -> PreTrainedModel | PreTrainedTokenizerBase:
+        try:
+            return kind.from_pretrained(resolve_model(self.model))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot load the prompt encoder {self.model!r}: {str(error).splitlines()[0]}"
+                " Name a local folder, a hub id, or the embedded minilm-l6"
+            ) from error
+
+    @property
+    def dim(self) -> int:
+        """Width ``E`` of an encoding."""
+        return int(self.network.config.hidden_size)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts.
+
+        Returns:
+            Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone.
+        """
+        new = sorted({text for text in texts if text not in self._known}, key=len)
+        for start in range(0, len(new), 32):
+            some = new[start : start + 32]
+            self._known.update(zip(some, self._encode(some), strict=True))
+        rows = torch.stack([self._known[text] for text in texts])
+        for text in texts:
+            self._known.move_to_end(text)
+        while len(self._known) > self.n_kept:
+            self._known.popitem(last=False)
+        return rows
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.network.device)
+        hidden = self.network(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].to(hidden)
+        return ((hidden * mask).sum(1) / mask.sum(1)).cpu()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a step leaves behind, before any trained layer sees it.
+
+    Attributes:
+        prompts: Encodings of the prompts sent, ``(B, E)``.
+        items: Vectors of the ranked items, best first, ``(B, M, I)``; zeros where the language
+            model failed.
+    """
+
+    prompts: Tensor
+    items: Tensor
+
+
+class StateEncoder(nn.Module):
+    """User vector, then prompt and ranking, to a state.
+
+    Args:
+        item_vectors: Frozen collaborative item vectors, ``(n_items, I)``.
+        prompt_dim: Width ``E`` of the prompt encodings.
+        state_dim: Width ``D`` of the state.
+    """
+
+    item_vectors: Tensor
+
+    def __init__(self, item_vectors: Tensor, prompt_dim: int, state_dim: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("item_vectors", item_vectors, persistent=False)
+        self.user_norm = nn.LayerNorm(state_dim, elementwise_affine=False)
+        self.projection = nn.Linear(prompt_dim, state_dim)
+        self.prompt_norm = nn.LayerNorm(state_dim)
+        self.gru = nn.GRU(item_vectors.shape[1], state_dim, batch_first=True)
+        self.ranking_norm = nn.LayerNorm(state_dim)
+        scale = item_vectors.std().clamp(min=1e-6)
+        self.register_buffer("item_scale", 1 / scale, persistent=False)
+
+    def initial(self, user_vectors: Tensor) -> Tensor:
+        """The first state: the users' collaborative vectors ``(B, D)``, normalised (Eq. 3)."""
+        normalised: Tensor = self.user_norm(user_vectors)
+        return normalised
+
+    def observe(
+        self, encodings: Tensor, rankings: Sequence[Ranking], episodes: Sequence[Episode]
+    ) -> Observation:
+        """Collect what the next state is made of.
+
+        Args:
+            encodings: ``(B, E)``.
+            rankings: ``B`` rankings.
+            episodes: The users they belong to.
+        """
+        device = self.item_vectors.device
+        rows = torch.tensor(
+            [
+                [episode.candidates[k].index for k in ranking.order or range(len(episode.candidates))]
+                for ranking, episode in zip(rankings, episodes, strict=True)
+            ],
+            device=device,
+        )
+        items = self.item_vectors[rows] * self.item_scale
+        failed = torch.tensor([ranking.failed for ranking in rankings], device=device)
+        return Observation(encodings.to(device), items.masked_fill(failed[:, None, None], 0.0))
+
+    def forward(self, observation: Observation) -> Tensor:
+        """The state after a step, ``(B, D)`` (Eq. 4)."""
+        prompt = self.prompt_norm(self.projection(observation.prompts))
+        last = self.gru(observation.items)[1][0]
+        state: Tensor = prompt + self.ranking_norm(last)
+        return state

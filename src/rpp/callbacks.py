@@ -1,0 +1,301 @@
+"""What surrounds the learner: the reward environment, logs, the results table, predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rpp import charts
+from rpp.llms.base import LanguageModel
+from rpp.llms.cache import ReplyCache
+from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
+from rpp.prompts.patterns import PATTERNS
+from rpp.ranker import Counters, Decoding, Ranker
+
+CHANCE = "chance"
+STATIC = "best static prompt"
+
+
+class RewardEnvironment(Callback):
+    """Owns the ranker's life: a frozen language model that turns prompts into rankings.
+
+    The model is no submodule of anything: it is in no checkpoint, no optimizer and no DDP group.
+
+    Args:
+        llm: The language model.
+        decoding: ``generate``: free text, parsed (the paper). ``constrained``: only unused
+            identifiers can be written. ``first_token``: candidates by the log-probability of
+            their identifier as first token. ``likelihood``: by that of their title as answer.
+        show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
+            free of position bias by construction.
+        cache_dir: Folder of the replies already paid for; ``null`` keeps none.
+        seed: Of the order in which candidates that a reply leaves out are appended.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        decoding: Decoding = "generate",
+        show_candidates: bool = True,
+        cache_dir: str | None = "~/.cache/rpp/replies",
+        seed: int = 0,
+    ) -> None:
+        self.llm = llm
+        self.decoding: Decoding = decoding
+        self.show_candidates = show_candidates
+        self.cache_dir = cache_dir
+        self.seed = seed
+        self.ranker: Ranker | None = None
+        self._logged = Counters()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Build the ranker on the trainer's device and hand it to the module."""
+        if self.ranker is None:
+            if isinstance(self.llm, HuggingFaceLanguageModel):
+                self.llm.place(trainer.strategy.root_device)
+            folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
+            self.ranker = Ranker(
+                self.llm,
+                self.decoding,
+                show_candidates=self.show_candidates,
+                seed=self.seed,
+                cache=ReplyCache(folder),
+            )
+        pl_module.ranker = self.ranker  # type: ignore[assignment]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the epoch has cost and how well replies were understood."""
+        assert self.ranker is not None
+        now, before = self.ranker.counters, self._logged
+        self._logged = now
+        for name, value in now.as_dict().items():
+            pl_module.log(f"environment/{name}", value - before.as_dict()[name])
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Free the language model and close the cache."""
+        if self.ranker is not None:
+            self.ranker.llm.close()
+            self.ranker = None
+            self._logged = Counters()
+        pl_module.ranker = None  # type: ignore[assignment]
+
+
+class PromptLog(Callback):
+    """Writes to TensorBoard what the agents choose and what the language model answers.
+
+    Args:
+        n_samples: Prompts and replies shown after every epoch.
+    """
+
+    def __init__(self, n_samples: int = 2) -> None:
+        self.n_samples = n_samples
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Action distribution per agent, sample prompts and replies."""
+        board = _tensorboard(trainer)
+        if board is None or not pl_module.steps:
+            return
+        epoch = trainer.current_epoch
+        actions = torch.cat([turn.actions for turn in pl_module.steps])
+        for k, name in enumerate(PATTERNS):
+            n_actions = pl_module.patterns.n_actions[k]
+            shares = torch.bincount(actions[:, k], minlength=n_actions).double() / len(actions)
+            for action, share in enumerate(shares.tolist()):
+                board.add_scalar(f"actions_{name}/{action}", share, epoch)
+        last = pl_module.steps[-1]
+        for k in range(min(self.n_samples, len(last.prompts))):
+            target = last.episodes[k].candidates[last.episodes[k].target].title
+            board.add_text(
+                f"samples/{k}",
+                f"prompt\n```\n{last.prompts[k].text}\n```\nreply"
+                f" ({last.rankings[k].status})\n```\n{last.rankings[k].reply}\n```\n"
+                f"target: {target}",
+                epoch,
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Which share of users ends at which option, per pattern (paper, Figures 11-14)."""
+        board = _tensorboard(trainer)
+        if board is None or not pl_module.steps:
+            return
+        shown = [prompt.n_history for turn in pl_module.steps for prompt in turn.prompts]
+        actions = torch.cat([turn.actions for turn in pl_module.steps])
+        figure = charts.user_distribution(actions, shown, pl_module.patterns)
+        board.add_figure("test/users_by_option", figure, trainer.current_epoch)
+
+
+class ResultsTable(Callback):
+    """Prints the test table and writes it as CSV and JSON with all that explains it.
+
+    Args:
+        folder: Where ``results.csv``, ``results.json`` and the charts go.
+    """
+
+    def __init__(self, folder: str = "results") -> None:
+        self.folder = Path(folder)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how the fit ended and what to do next."""
+        checkpoint = trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_path", "")
+        score = getattr(checkpoint, "best_model_score", None)
+        if best and score is not None and trainer.is_global_zero:
+            Console().print(
+                f"Best validation NDCG@10 {float(score):.3f} after {trainer.current_epoch} epochs:"
+                f" {best}\nNext: the same command with [bold]test[/] in place of fit",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print and write the table."""
+        if not trainer.is_global_zero:
+            return
+        results: dict[str, Tensor] = pl_module.results
+        n_candidates = pl_module.n_candidates
+        rows = [
+            "RPP", "RPP, first step only", "RPP, sampled actions", "random policy", STATIC,
+        ]  # fmt: skip
+        table = {
+            name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
+            for name in rows
+        }
+        table[CHANCE] = {m: Interval(*[chance(m, n_candidates)] * 3) for m in METRICS}
+        gains = {
+            other: paired_difference(METRICS["ndcg@10"](results["RPP"]), METRICS["ndcg@10"](results[other]))
+            for other in rows[1:]
+        }
+        Console().print(_rich_table(table, gains, len(results["RPP"]), int(pl_module.inference_steps)))
+        counters = pl_module.ranker.counters
+        for line in _notes(counters, results):
+            Console().print(line, highlight=False, soft_wrap=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_csv(self.folder / "results.csv", table)
+        by_step = [
+            METRICS["ndcg@10"](results[f"RPP, step {k}"]).nanmean().item()
+            for k in range(int(pl_module.inference_steps))
+        ]
+        record = {
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "inference_steps": int(pl_module.inference_steps),
+            "n_users": len(results["RPP"]),
+            "table": {name: {m: v._asdict() for m, v in row.items()} for name, row in table.items()},
+            "ndcg@10_gain_of_RPP": {name: gain._asdict() for name, gain in gains.items()},
+            "ndcg@10_by_step": by_step,
+            "unnamed_target_not_retrieved": {
+                m: metric(results["RPP, unnamed target not retrieved"]).nanmean().item()
+                for m, metric in METRICS.items()
+            },
+            "static_prompt": pl_module.static.__dict__,
+            "target_position": torch.bincount(
+                results["displayed position"].long(), minlength=n_candidates + 1
+            )[1:].tolist(),
+            "counters": counters.as_dict(),
+            "language_model": pl_module.ranker.llm.fingerprint,
+            "decoding": pl_module.ranker.decoding,
+            "seeds": {
+                "data": pl_module.data_summary["settings"]["seed"],
+                "policy": pl_module.policy_seed,
+                "environment": pl_module.ranker.seed,
+            },
+            "belongs_to": pl_module.belonging,
+        }
+        (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+        charts.methods(table).savefig(self.folder / "methods.png", bbox_inches="tight")
+        Console().print(f"Written to {self.folder}", highlight=False, soft_wrap=True)
+
+
+class Predictions(BasePredictionWriter):
+    """Writes one JSON line per user: sentences, final prompt, ranking.
+
+    Args:
+        path: The file to write.
+    """
+
+    def __init__(self, path: str = "results/predictions.jsonl") -> None:
+        super().__init__("epoch")
+        self.path = Path(path)
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Write the file anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) for batch in predictions for row in batch]
+        self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Console().print(
+            f"{len(lines)} users written to {self.path}", highlight=False, soft_wrap=True
+        )
+
+
+def _tensorboard(trainer: Trainer) -> Any:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+def _rich_table(
+    table: dict[str, dict[str, Interval]], gains: dict[str, Interval], n_users: int, n_steps: int
+) -> Table:
+    shown = Table(title=f"{n_users} test users, {n_steps} steps; mean [95 % bootstrap interval]")
+    shown.add_column("method", no_wrap=True)
+    for name in METRICS:
+        shown.add_column(name.upper(), justify="right", no_wrap=True)
+    shown.add_column("RPP − this, NDCG@10", justify="right", no_wrap=True)
+    for name, row in table.items():
+        cells = [f"{value.mean:.3f}" for value in row.values()]
+        ten = row["ndcg@10"]
+        if name != CHANCE:
+            cells[list(row).index("ndcg@10")] = f"{ten.mean:.3f} \\[{ten.low:.3f}, {ten.high:.3f}]"
+        gain = gains.get(name)
+        last = f"{gain.mean:+.3f} \\[{gain.low:+.3f}, {gain.high:+.3f}]" if gain else ""
+        shown.add_row(name, *cells, last)
+    return shown
+
+
+def _notes(counters: Counters, results: dict[str, Tensor]) -> list[str]:
+    answered = counters.valid + counters.repaired + counters.unusable
+    shares = [
+        f"{getattr(counters, kind) / max(answered, 1):.1%} {kind}"
+        for kind in ("valid", "repaired", "unusable")
+    ]
+    lines = [
+        f"Replies: {', '.join(shares)}; {counters.failed} calls failed.",
+        f"Cost: {counters.calls} calls, {counters.cache_hits} answered from the cache,"
+        f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
+        f" {counters.seconds:.0f} s.",
+    ]
+    missing = int(results["RPP"].isnan().sum())
+    if missing:
+        lines.append(
+            f"{missing} test users got no answer and are left out of the table: run test again,"
+            " what was answered is kept."
+        )
+    return lines
+
+
+def _write_csv(path: Path, table: dict[str, dict[str, Interval]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        ends = [f"{m}{end}" for m in METRICS for end in ("", "_low", "_high")]
+        writer.writerow(["method", *ends])
+        for name, row in table.items():
+            writer.writerow([name, *(f"{x:.4f}" for value in row.values() for x in value)])

@@ -1,0 +1,159 @@
+"""Episodes to Lightning: prepared when missing, split into disjoint users, freshly shuffled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+
+from data_prep.prepare import CustomFiles, DataSettings, prepare
+from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
+from rpp.data.episodes import load_episodes
+from rpp.data.interactions import load_summary
+from rpp.types import SPLITS, Episode, Split
+
+
+class EpisodeDataModule(LightningDataModule):
+    """User episodes of one data set.
+
+    The prepared folder ``data_dir/name`` is made when it is missing or was made with other
+    settings, and LightGCN is trained for it once.
+
+    Args:
+        name: ``ml-100k``, ``ml-1m``, ``games``, ``lastfm``, or ``custom`` for your own files.
+        data_dir: Where prepared folders lie.
+        raw_dir: Folder with the raw files; without it they are looked for in the folder
+            ``$RPP_MIRROR/NAME`` and then downloaded.
+        min_interactions: Users and items with fewer interactions are removed; 0 keeps all.
+        n_candidates: Number ``M`` of candidates, the target included.
+        candidates: ``uniform``: drawn from the catalogue; ``authors``: the published lists.
+        order: What orders a user's interactions; Lastfm knows ``play_count`` and ``tag_time``.
+        n_train_users: Users who train the policy.
+        n_validation_users: Users who choose rounds and checkpoints.
+        n_test_users: Users in the reported figures.
+        seed: Of user sets, candidates, their order and the order of training users.
+        custom: Files and columns of the data set ``custom``.
+        batch_size: Users who play at once and share an update.
+        reshuffle: Show training users their candidates in a fresh order every epoch.
+        lightgcn: How the collaborative vectors are trained.
+    """
+
+    def __init__(
+        self,
+        name: str = "ml-100k",
+        data_dir: str = "data",
+        raw_dir: str | None = None,
+        min_interactions: int = 5,
+        n_candidates: int = 10,
+        candidates: Literal["uniform", "authors"] = "uniform",
+        order: Literal["time", "play_count", "tag_time"] = "time",
+        n_train_users: int = 200,
+        n_validation_users: int = 100,
+        n_test_users: int = 200,
+        seed: int = 0,
+        custom: CustomFiles | None = None,
+        batch_size: int = 200,
+        reshuffle: bool = True,
+        lightgcn: LightGCNSettings = LightGCNSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        self.settings = DataSettings(
+            name, raw_dir, min_interactions, n_candidates, candidates, order,
+            n_train_users, n_validation_users, n_test_users, seed, custom,
+        )  # fmt: skip
+        self.folder = Path(data_dir) / name
+        self.batch_size = batch_size
+        self.reshuffle = reshuffle
+        self.lightgcn = lightgcn
+        self._episodes: dict[Split, list[Episode]] = {}
+
+    def prepare_data(self) -> None:
+        """Prepare the folder and the collaborative vectors unless they are there."""
+        prepare(self.settings, self.folder)
+        load_or_train(self.folder, self.lightgcn)
+
+    def setup(self, stage: str) -> None:
+        """Read the episodes and the vectors."""
+        self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
+        self.vectors: CollaborativeVectors = load_or_train(self.folder, self.lightgcn)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was prepared, from where, with which seeds."""
+        return load_summary(self.folder)
+
+    def episodes(self, split: Split) -> list[Episode]:
+        """All episodes of one user set."""
+        return self._episodes[split]
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Training users, in an order drawn anew every epoch from the data seed."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        episodes = self._episodes["train"]
+        sampler: DistributedSampler[Episode] = DistributedSampler(
+            episodes,  # type: ignore[arg-type]
+            num_replicas=world,
+            rank=rank,
+            shuffle=True,
+            seed=self.settings.seed,
+        )
+        return self._loader(episodes, sampler)
+
+    def val_dataloader(self) -> DataLoader[Episode]:
+        """Validation users."""
+        return self._loader(self._episodes["validation"])
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """Test users."""
+        return self._loader(self._episodes["test"])
+
+    def predict_dataloader(self) -> DataLoader[Episode]:
+        """Test users; their targets are not read."""
+        return self._loader(self._episodes["test"])
+
+    def _loader(
+        self, episodes: list[Episode], sampler: DistributedSampler[Episode] | None = None
+    ) -> DataLoader[Episode]:
+        return DataLoader(
+            episodes,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=list,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Shuffle the candidates of training users afresh."""
+        if self.reshuffle and self.trainer is not None and self.trainer.training:
+            return shuffle_candidates(batch, self.settings.seed, self.trainer.current_epoch)
+        return batch
+
+    def transfer_batch_to_device(
+        self, batch: list[Episode], device: torch.device, dataloader_idx: int
+    ) -> list[Episode]:
+        """Episodes stay as they are: they hold no tensors."""
+        return batch
+
+
+def shuffle_candidates(
+    episodes: Sequence[Episode], seed: int, epoch: int
+) -> list[Episode]:
+    """The same episodes with each user's candidates in an order of their own for this epoch."""
+    shuffled = []
+    for episode in episodes:
+        order = np.random.default_rng([seed, epoch, episode.user]).permutation(
+            len(episode.candidates)
+        )
+        shuffled.append(
+            replace(
+                episode,
+                candidates=tuple(episode.candidates[k] for k in order),
+                withheld=int(np.flatnonzero(order == episode.withheld)[0]),
+            )
+        )
+    return shuffled

@@ -1,0 +1,417 @@
+"""RPP: four agents learn which prompt makes a frozen language model rank best for each user.
+
+The training step is the paper's Algorithm 1 with the corrected losses of ``rpp.agents.losses``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import CatMetric
+
+from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
+from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
+from rpp.agents.state import Observation, PromptEncoder, StateEncoder
+from rpp.metrics import METRICS, ndcg, target_ranks
+from rpp.prompts.compose import Prompt, compose
+from rpp.prompts.patterns import PATTERNS, load_patterns
+from rpp.prompts.static import StaticPrompt, draw_static_prompts
+from rpp.ranker import Ranker
+from rpp.types import Episode, InputError, Ranking, final_scoring
+
+Choose = Callable[[Tensor, int, Sequence[Episode]], Tensor]
+"""A policy: state ``(B, D)``, step and users to actions ``(B, P)``."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of ``B`` episodes: what was chosen, sent and answered."""
+
+    episodes: Sequence[Episode]
+    actions: Tensor
+    lengths: list[int]
+    prompts: list[Prompt]
+    rankings: list[Ranking]
+
+
+class RPPModule(LightningModule):
+    """Reinforced Prompt Personalization (paper, section 3).
+
+    Args:
+        patterns: YAML file with the sentences of each pattern.
+        n_candidates: Number ``M`` of candidates; the reward is NDCG@M.
+        n_steps: Steps ``T`` of an episode in training and validation; inference plays as many of
+            them as rank the validation users best.
+        discount: How much a later reward counts; the paper uses 0.95.
+        n_step_return: Rewards in a return before the critic stands in for the rest. With 1 the
+            agents update after every step (the paper); with more, at the end of the episode.
+        entropy_coef: Weight of the entropy bonus.
+        value_coef: Weight of the critics' loss.
+        actor_lr: Learning rate of the actors and the state encoder.
+        critic_lr: Learning rate of the critics.
+        max_grad_norm: Gradients are clipped to this norm.
+        hidden_dim: Width of the agents' hidden layers.
+        prompt_encoder: ``minilm-l6`` (embedded), a local folder, or a hub id such as the paper's
+            ``bert-base-uncased``.
+        policy_seed: Of the agents' initial weights and their exploration.
+        n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
+    """
+
+    def __init__(
+        self,
+        patterns: str = "conf/patterns/movies.yaml",
+        n_candidates: int = 10,
+        n_steps: int = 15,
+        discount: float = 0.95,
+        n_step_return: int = 1,
+        entropy_coef: float = 0.01,
+        value_coef: float = 0.5,
+        actor_lr: float = 0.01,
+        critic_lr: float = 0.01,
+        max_grad_norm: float = 1.0,
+        hidden_dim: int = 64,
+        prompt_encoder: str = "minilm-l6",
+        policy_seed: int = 0,
+        n_static_prompts: int = 8,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.patterns_file = patterns
+        self.patterns = load_patterns(patterns)
+        self.n_candidates = n_candidates
+        self.n_steps = n_steps
+        self.discount = discount
+        self.n_step_return = n_step_return
+        self.entropy_coef = entropy_coef
+        self.value_coef = value_coef
+        self.actor_lr = actor_lr
+        self.critic_lr = critic_lr
+        self.max_grad_norm = max_grad_norm
+        self.hidden_dim = hidden_dim
+        self.encoder = PromptEncoder(prompt_encoder)
+        self.policy_seed = policy_seed
+        self.n_static_prompts = n_static_prompts
+        self.ranker: Ranker | None = None  # handed over by RewardEnvironment
+        self.register_buffer("inference_steps", torch.tensor(n_steps))
+        self.val_ranks = torch.nn.ModuleList(CatMetric(nan_strategy="disable") for _ in range(n_steps))
+        self.steps: list[Step] = []  # of the running epoch, for the logs
+        self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
+        self.static: StaticPrompt | None = None
+
+    # -- set-up ------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Build agents and state encoder for the data set's vectors."""
+        if hasattr(self, "agents"):
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.vectors = data.vectors
+        self.data_summary: dict[str, Any] = data.summary
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.policy_seed)
+            dim = self.vectors.dim
+            self.states = StateEncoder(self.vectors.items, self.encoder.dim, dim)
+            self.agents = ActorCritic(self.patterns.n_actions, dim, self.hidden_dim)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One Adam for actors and state encoder, one for critics."""
+        actors = [*self.agents.actors.parameters(), *self.states.parameters()]
+        return [
+            torch.optim.Adam(actors, lr=self.actor_lr),
+            torch.optim.Adam(self.agents.critics.parameters(), lr=self.critic_lr),
+        ]
+
+    # -- Algorithm 1 -------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Play one episode per user; with one-step returns, update all agents after every step."""
+        lengths = self._first_lengths(batch)
+        state = self.states.initial(self._user_vectors(batch))
+        transitions: list[tuple[Decision, Tensor, Tensor]] = []
+        for step in range(self.n_steps):
+            key = (self.policy_seed, self.current_epoch, step)
+            decision = self.agents(state, self._draws(key, batch))
+            turn = self._ask(batch, decision.actions, lengths)
+            lengths = turn.lengths
+            reward = self._reward(turn)
+            observation = self._observe(turn)
+            next_value = self.agents.value(self.states(observation)).detach()
+            last = step == self.n_steps - 1
+            if last:
+                next_value = torch.zeros_like(next_value)
+            transitions.append((decision, reward, next_value))
+            if last or self.n_step_return == 1:
+                self._update(transitions)
+                transitions = []
+            state = self.states(observation)  # again: the encoder may just have changed
+            self._log_turn(step, turn, reward)
+
+    def _update(self, transitions: Sequence[tuple[Decision, Tensor, Tensor]]) -> None:
+        """One gradient step of all agents and the state encoder on ``T'`` transitions."""
+        decisions, rewards, next_values = zip(*transitions, strict=True)
+        returns = n_step_returns(
+            torch.stack(rewards), torch.stack(next_values), self.discount, self.n_step_return
+        )
+        values = torch.stack([decision.value for decision in decisions])
+        log_prob = torch.stack([decision.log_prob for decision in decisions])
+        entropy = torch.stack([decision.entropy for decision in decisions])
+        actor = actor_loss(log_prob, returns - values.detach(), entropy, self.entropy_coef)
+        critic = critic_loss(returns, values)
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(actor.sum() + self.value_coef * critic.sum())
+        for optimizer in optimizers:
+            self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
+            optimizer.step()
+        for k, name in enumerate(PATTERNS):
+            self.log(f"loss/actor_{name}", actor[k], on_step=False, on_epoch=True, batch_size=1)
+            self.log(f"loss/critic_{name}", critic[k], on_step=False, on_epoch=True, batch_size=1)
+            self.log(
+                f"entropy/{name}", entropy[..., k].mean(), on_step=False, on_epoch=True, batch_size=1
+            )
+
+    # -- playing without learning ------------------------------------------------------------
+
+    @torch.no_grad()
+    def play(
+        self, episodes: Sequence[Episode], choose: Choose, n_steps: int, *, blind: bool = False
+    ) -> list[Step]:
+        """Play without learning.
+
+        Args:
+            episodes: ``B`` users.
+            choose: The policy.
+            n_steps: Steps to play.
+            blind: The policy does not look at the state, so that only the last step needs the
+                language model.
+
+        Returns:
+            The steps played; with ``blind`` the last one alone.
+        """
+        lengths = self._first_lengths(episodes)
+        state = self.states.initial(self._user_vectors(episodes))
+        steps: list[Step] = []
+        for step in range(n_steps):
+            actions = choose(state, step, episodes)
+            if blind and step < n_steps - 1:
+                lengths = self._next_lengths(episodes, actions, lengths)
+                continue
+            turn = self._ask(episodes, actions, lengths)
+            lengths = turn.lengths
+            steps.append(turn)
+            if step < n_steps - 1:
+                state = self.states(self._observe(turn))
+        return steps
+
+    def greedy(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
+        """The most probable actions."""
+        actions: Tensor = self.agents(state).actions
+        return actions
+
+    def sampled(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
+        """Actions drawn from the policy."""
+        actions: Tensor = self.agents(
+            state, self._draws((self.policy_seed, 1_000_001, step), episodes)
+        ).actions
+        return actions
+
+    def random(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
+        """Actions drawn uniformly: what re-asking with other words is worth without learning."""
+        draws = self._draws((self.policy_seed, 1_000_002, step), episodes)
+        return uniform_actions(self.patterns.n_actions, draws)
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Play all steps greedily on validation users."""
+        for ranks, turn in zip(
+            self.val_ranks, self.play(batch, self.greedy, self.n_steps), strict=True
+        ):
+            ranks.update(target_ranks(turn.rankings, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose how many steps inference plays: those after which NDCG is highest."""
+        by_step = [ranks.compute().reshape(-1) for ranks in self.val_ranks]  # type: ignore[operator]
+        for ranks in self.val_ranks:
+            ranks.reset()  # type: ignore[operator]
+        scores = torch.stack([ndcg(ranks, self.n_candidates).nanmean() for ranks in by_step])
+        best = int(scores.nan_to_num(-1).argmax())
+        self.inference_steps.fill_(best + 1)
+        for name, metric in METRICS.items():
+            shown = name in ("ndcg@10", "hr@5")
+            self.log(f"val/{name}", metric(by_step[best]).nanmean().float(), prog_bar=shown)
+        self.log("val/inference_steps", float(best + 1))
+        for step, score in enumerate(scores):
+            self.log(f"val_ndcg_by_step/{step:02d}", score.float())
+
+    def on_test_start(self) -> None:
+        """Choose the best static prompt on validation users."""
+        self.results = {}
+        self.steps = []
+        self.static = self._best_static(self.trainer.datamodule.episodes("validation"))  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _best_static(self, episodes: Sequence[Episode]) -> StaticPrompt:
+        candidates = draw_static_prompts(
+            self.patterns, self.n_static_prompts, self.n_steps, self.policy_seed
+        )
+        scored = [
+            (float(self._reward(self._ask_static(episodes, static)).nanmean()), static)
+            for static in candidates
+        ]
+        return max(scored, key=lambda pair: pair[0])[1]
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Play the policy greedily and sampled, a random one, and the best static prompt."""
+        assert self.static is not None
+        n_steps = int(self.inference_steps)
+        greedy = self.play(batch, self.greedy, n_steps)
+        rows = {
+            "RPP": greedy[-1],
+            "RPP, first step only": greedy[0],
+            "RPP, sampled actions": self.play(batch, self.sampled, n_steps)[-1],
+            "random policy": self.play(batch, self.random, n_steps, blind=True)[-1],
+            "best static prompt": self._ask_static(batch, self.static),
+        } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}
+        self.steps.append(greedy[-1])
+        with final_scoring():
+            for name, turn in rows.items():
+                ranks = target_ranks(turn.rankings, batch)
+                self._add_result(name, ranks)
+            named = target_ranks(greedy[-1].rankings, batch, named_only=True)
+            self._add_result("RPP, unnamed target not retrieved", named)
+            self._add_result(
+                "displayed position", torch.tensor([float(e.target + 1) for e in batch])
+            )
+
+    def _add_result(self, name: str, ranks: Tensor) -> None:
+        before = self.results.get(name)
+        self.results[name] = ranks if before is None else torch.cat([before, ranks])
+
+    def predict_step(self, batch: list[Episode], batch_idx: int) -> list[dict[str, Any]]:
+        """Recommend: the chosen sentences, the final prompt and the ranking of every user."""
+        turn = self.play(batch, self.greedy, int(self.inference_steps))[-1]
+        return [
+            {
+                "user": episode.user_id,
+                "sentences": dict(zip(PATTERNS, prompt.sentences, strict=True)),
+                "prompt": prompt.text,
+                "ranking": [episode.candidates[k].title for k in ranking.order],
+                "status": ranking.status,
+            }
+            for episode, prompt, ranking in zip(batch, turn.prompts, turn.rankings, strict=True)
+        ]
+
+    # -- parts of a step ---------------------------------------------------------------------
+
+    def _draws(self, key: tuple[int, ...], episodes: Sequence[Episode]) -> Tensor:
+        users = [episode.user for episode in episodes]
+        return uniforms(key, users, len(PATTERNS)).to(self.device)
+
+    def _user_vectors(self, episodes: Sequence[Episode]) -> Tensor:
+        return self.vectors.for_users(
+            [episode.user for episode in episodes],
+            [[item.index for item in episode.history] for episode in episodes],
+        ).to(self.device)
+
+    def _first_lengths(self, episodes: Sequence[Episode]) -> list[int]:
+        return [min(self.patterns.history.start, len(episode.history)) for episode in episodes]
+
+    def _next_lengths(
+        self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]
+    ) -> list[int]:
+        history = PATTERNS.index("history")
+        return [
+            min(self.patterns.history.next_length(length, int(action)), len(episode.history))
+            for episode, action, length in zip(episodes, actions[:, history], lengths, strict=True)
+        ]
+
+    def _ask(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
+        """Prompts from actions, rankings from prompts."""
+        lengths = self._next_lengths(episodes, actions, lengths)
+        return self._send(episodes, actions, lengths)
+
+    def _ask_static(self, episodes: Sequence[Episode], static: StaticPrompt) -> Step:
+        """The same prompt for everybody."""
+        actions = torch.tensor([static.actions] * len(episodes))
+        lengths = [min(static.length, len(episode.history)) for episode in episodes]
+        return self._send(episodes, actions, lengths)
+
+    def _send(self, episodes: Sequence[Episode], actions: Tensor, lengths: list[int]) -> Step:
+        if self.ranker is None:
+            raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
+        prompts = compose(
+            episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
+            fits=self.ranker.fits,
+        )  # fmt: skip
+        return Step(episodes, actions, lengths, prompts, self.ranker.rank(prompts, episodes))
+
+    def _observe(self, turn: Step) -> Observation:
+        encodings = self.encoder([prompt.text for prompt in turn.prompts])
+        return self.states.observe(encodings, turn.rankings, turn.episodes)
+
+    def _reward(self, turn: Step) -> Tensor:
+        """NDCG@M of every user's ranking, ``(B,)`` (paper Eq. 6); ``nan`` where the model failed."""
+        ranks = target_ranks(turn.rankings, turn.episodes)
+        return ndcg(ranks, self.n_candidates).float().to(self.device)
+
+    def _log_turn(self, step: int, turn: Step, reward: Tensor) -> None:
+        self.steps.append(turn)
+        known = reward[reward.isfinite()]
+        if len(known):
+            options = {"on_step": False, "on_epoch": True, "batch_size": len(known)}
+            self.log("train/reward", known.mean(), prog_bar=True, **options)  # type: ignore[arg-type]
+            self.log(f"train_reward_by_step/{step:02d}", known.mean(), **options)  # type: ignore[arg-type]
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the steps of the last epoch."""
+        self.steps = []
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    @property
+    def belonging(self) -> dict[str, str]:
+        """What a checkpoint fits: data set, vectors, patterns; by fingerprint."""
+        vectors = hashlib.sha256(self.vectors.items.numpy().tobytes()).hexdigest()[:16]
+        return {
+            "data set": str(self.data_summary["fingerprint"]),
+            "collaborative vectors": vectors,
+            "patterns": self.patterns.fingerprint,
+            "prompt encoder": self.encoder.model,
+            "data name": str(self.data_summary["settings"]["name"]),
+            "patterns file": self.patterns_file,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what the weights belong to."""
+        checkpoint["rpp"] = self.belonging
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that belong to something else.
+
+        Raises:
+            InputError: If the checkpoint is not of RPP or belongs to other data or patterns.
+        """
+        theirs = checkpoint.get("rpp")
+        if not isinstance(theirs, dict):
+            raise InputError("this checkpoint was not written by RPPModule: fit one first")
+        ours = self.belonging
+        for key, remedy in {
+            "data set": "use the data settings it was trained with",
+            "patterns": "use the patterns file it was trained with, unchanged",
+            "prompt encoder": "set model.init_args.prompt_encoder to it",
+            "collaborative vectors": "restore the collaborative.safetensors of the training run",
+        }.items():
+            if theirs.get(key) != ours[key]:
+                raise InputError(
+                    f"the checkpoint belongs to another {key} ({theirs.get('data name')},"
+                    f" {theirs.get('patterns file')}) than this run ({ours['data name']},"
+                    f" {ours['patterns file']}): {remedy}, or fit again"
+                )

@@ -1,0 +1,43 @@
+"""Static prompts: the same sentences for every user, chosen on validation users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpp.prompts.patterns import PATTERNS, Patterns
+
+
+@dataclass(frozen=True)
+class StaticPrompt:
+    """One option of every pattern and a history length, for everybody."""
+
+    actions: tuple[int, ...]
+    length: int
+
+
+def draw_static_prompts(
+    patterns: Patterns, n_prompts: int, n_steps: int, seed: int
+) -> list[StaticPrompt]:
+    """Different static prompts, uniform over sentences and over the reachable history lengths.
+
+    Args:
+        patterns: The options.
+        n_prompts: How many to draw; fewer come back if there are no more.
+        n_steps: Steps of an episode, which limit how long a history can have grown.
+        seed: Of the draw.
+    """
+    history = patterns.history
+    shortest, longest = history.start, history.start + n_steps * max(history.increments, default=0)
+    lengths = history.lengths or tuple(range(shortest, longest + 1))
+    sizes = [n for name, n in zip(PATTERNS, patterns.n_actions, strict=True) if name != "history"]
+    total = len(lengths) * int(np.prod(sizes))
+    chosen = np.random.default_rng(seed).permutation(total)[:n_prompts]
+    prompts = []
+    for number in chosen:
+        *sentences, at = np.unravel_index(number, (*sizes, len(lengths)))
+        role, reasoning, answer = (int(k) for k in sentences)
+        history_action = int(at) if history.lengths else 0
+        prompts.append(StaticPrompt((role, history_action, reasoning, answer), int(lengths[at])))
+    return prompts
