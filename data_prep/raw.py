@@ -71,7 +71,7 @@ def read_raw(
     counts = Counts(
         interactions["user_id"].n_unique(), interactions["item_id"].n_unique(), len(interactions)
     )
-    titles = _clean_titles(table(source.titles))
+    titles = _clean_titles(table(source.titles), years=source.years)
     without_tag_time = 0
     if order == "tag_time":
         remedy = (
@@ -130,10 +130,11 @@ def _first_present(
     raise InputError(f"{folder} holds neither {names} (plain or .gz){remedy}")
 
 
-def _clean_titles(titles: pl.DataFrame) -> pl.DataFrame:
-    """One line per title, entities resolved, the year appended where it stands apart.
+def _clean_titles(titles: pl.DataFrame, *, years: bool) -> pl.DataFrame:
+    """One line per title, entities resolved, an article after a comma moved to the front.
 
-    An article after a comma moves to the front: ``Matrix, The (1999)`` is ``The Matrix (1999)``.
+    With ``years``, ``Matrix, The (1999)`` becomes ``The Matrix``, and stays ``The Matrix (1999)``
+    where another film has the same title; a year in a column of its own counts as written behind.
     """
     title = pl.col("title").str.replace_all(r"\s+", " ").str.strip_chars()
     if "year" in titles.columns:
@@ -147,6 +148,9 @@ def _clean_titles(titles: pl.DataFrame) -> pl.DataFrame:
         .select("item_id", title=title.str.replace(article, "$2 $1$3"))
         .filter(pl.col("title") != "")
         .unique("item_id", keep="first", maintain_order=True)
+        .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))
+        .with_columns(alone=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
+        .select("item_id", title=pl.when(pl.col("alone") & years).then("short").otherwise("title"))
         .collect()
     )
 

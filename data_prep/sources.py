@@ -53,6 +53,8 @@ class Source:
         otherwise: Why a count without an entry in ``reasons`` may differ.
         meanings: Codes in the profiles to words; ``None`` stands for not known.
         untitled: What to do with an item without a title.
+        years: Whether titles end in a year, which is then kept only where two titles would
+            otherwise be the same.
     """
 
     interactions: tuple[RawFile, ...]
@@ -68,6 +70,7 @@ class Source:
     otherwise: str = "this copy of the data is not the public one"
     meanings: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     untitled: Literal["refuse", "drop"] = "refuse"
+    years: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ _ML_1M_OCCUPATIONS: dict[str, str | None] = {
 
 SOURCES: dict[str, Source] = {
     "ml-100k": Source(
+        years=True,
         interactions=(
             RawFile("u.data", _TIMED, header=("user", "item", "rating", "timestamp")),
             RawFile("ml-100k.inter", _ATOMIC_INTERACTION),
@@ -206,6 +210,7 @@ SOURCES: dict[str, Source] = {
         meanings={"gender": _GENDERS, "occupation": {"other": None, "none": None}},
     ),
     "ml-1m": Source(
+        years=True,
         interactions=(
             RawFile(
                 "ratings.dat",

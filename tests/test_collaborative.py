@@ -91,15 +91,14 @@ def test_order_and_repetition_of_the_rows_do_not_matter():
     assert same(first, train_lightgcn(users[order], items[order], N, N, SHORT))
 
 
-def test_repeats_itself_at_the_size_where_threads_would_disagree():
-    """Threads add gradients of rows used often in any order: training uses one thread."""
+def test_repeats_itself_at_the_size_where_threads_disagree():
+    """Several threads add the gradients of a row used often in any order: training uses one."""
     rng = np.random.default_rng(0)
     users, items = rng.integers(300, size=20_000), rng.integers(40, size=20_000)
-    settings = LightGCNSettings(n_epochs=1)
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        runs = [train_lightgcn(users, items, 300, 40, settings) for _ in range(3)]
+        runs = [train_lightgcn(users, items, 300, 40, LightGCNSettings(n_epochs=1)) for _ in "123"]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(n_threads)
@@ -108,10 +107,9 @@ def test_repeats_itself_at_the_size_where_threads_would_disagree():
 
 
 def test_leaves_global_state_alone():
-    state, deterministic = torch.get_rng_state(), torch.are_deterministic_algorithms_enabled()
+    state = torch.get_rng_state()
     train_lightgcn(*checkerboard(), N, N, SHORT)
     assert torch.equal(state, torch.get_rng_state())
-    assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
 def test_an_epoch_count_is_obeyed_and_training_moves_the_vectors():
@@ -202,7 +200,7 @@ def vectors():
         (1, [0, 1], [2.0, 3.0]),
         (7, [1], [3.0, 5.0]),
         (-1, [1, 2, 1], [5.0, 19 / 3]),
-        (1, [99, -1, 2], [9.0, 9.0]),
+        (1, [99, -1, 1], [3.0, 5.0]),
         (1, [], [2.0, 4.0]),
         (7, [99], [2.0, 4.0]),
     ],
