@@ -166,9 +166,7 @@ class ResultsTable(Callback):
             return
         results: dict[str, Tensor] = pl_module.results
         n_candidates = pl_module.n_candidates
-        rows = [
-            "RPP", "RPP, first step only", "RPP, sampled actions", "random policy", STATIC,
-        ]  # fmt: skip
+        rows = ["RPP", "RPP, first step only", "RPP, sampled", "random policy", STATIC]
         table = {
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows
@@ -178,8 +176,13 @@ class ResultsTable(Callback):
             other: paired_difference(METRICS["ndcg@10"](results["RPP"]), METRICS["ndcg@10"](results[other]))
             for other in rows[1:]
         }
-        Console().print(_rich_table(table, gains, len(results["RPP"]), int(pl_module.inference_steps)))
+        Console().print(_rich_table(table, len(results["RPP"]), int(pl_module.inference_steps)))
         counters = pl_module.ranker.counters
+        for name, gain in gains.items():
+            Console().print(
+                f"NDCG@10, RPP - {name}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                highlight=False, markup=False,
+            )  # fmt: skip
         for line in _notes(counters, results):
             Console().print(line, highlight=False, soft_wrap=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -252,22 +255,19 @@ def _tensorboard(trainer: Trainer) -> Any:
     return None
 
 
-def _rich_table(
-    table: dict[str, dict[str, Interval]], gains: dict[str, Interval], n_users: int, n_steps: int
-) -> Table:
-    shown = Table(title=f"{n_users} test users, {n_steps} steps; mean [95 % bootstrap interval]")
+def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: int) -> Table:
+    shown = Table(
+        title=f"{n_users} test users, {n_steps} steps; NDCG, MRR and hit rate, 95 % intervals",
+        title_justify="left",
+    )
     shown.add_column("method", no_wrap=True)
     for name in METRICS:
-        shown.add_column(name.upper(), justify="right", no_wrap=True)
-    shown.add_column("RPP − this, NDCG@10", justify="right", no_wrap=True)
+        shown.add_column(name.upper().replace("NDCG", "N"), justify="right", no_wrap=True)
     for name, row in table.items():
-        cells = [f"{value.mean:.3f}" for value in row.values()]
-        ten = row["ndcg@10"]
+        cells = {key: f"{value.mean:.3f}" for key, value in row.items()}
         if name != CHANCE:
-            cells[list(row).index("ndcg@10")] = f"{ten.mean:.3f} \\[{ten.low:.3f}, {ten.high:.3f}]"
-        gain = gains.get(name)
-        last = f"{gain.mean:+.3f} \\[{gain.low:+.3f}, {gain.high:+.3f}]" if gain else ""
-        shown.add_row(name, *cells, last)
+            cells["ndcg@10"] += f" \\[{row['ndcg@10'].low:.3f} {row['ndcg@10'].high:.3f}]"
+        shown.add_row(name, *cells.values())
     return shown
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import torch
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from rpp.callbacks import RewardEnvironment
 from rpp.llms.base import LanguageModelError
 from rpp.types import InputError
 
-MODULES_DIR = "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 class CLI(LightningCLI):
@@ -53,17 +59,25 @@ def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | 
     if given is None and subcommand == "fit":
         return None
     asked = given or "best"
-    path = Path(MODULES_DIR, name, f"{asked}.ckpt") if asked in ("best", "last") else Path(asked)
+    path = Path(CHECKPOINTS, name, f"{asked}.ckpt") if asked in ("best", "last") else Path(asked)
     if not path.is_file():
         raise InputError(
             f"there is no checkpoint {path}: run `python train.py fit` with the same --config"
             " first, or name one with --ckpt_path"
         )
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"the checkpoint {path} is damaged or not one of ours and cannot be read: name another"
+            " with --ckpt_path or fit again"
+        ) from error
     return path
 
 
 def main(args: ArgsType = None) -> LightningCLI:
     """Run one subcommand; ``args`` replaces the command line in tests."""
+    _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
     return CLI(
         LightningModule,
@@ -78,16 +92,60 @@ def main(args: ArgsType = None) -> LightningCLI:
     )
 
 
-def run(args: ArgsType = None) -> None:
+def check_yaml(arguments: Sequence[str]) -> None:
+    """Parse the files named by ``--config``, so that a mistake is reported with file and line.
+
+    Raises:
+        InputError: If one is missing or is not YAML in UTF-8.
+    """
+    for before, word in pairwise(["", *arguments]):
+        option, _, value = word.partition("=")
+        name = value if option in ("-c", "--config") else word if before in ("-c", "--config") else ""
+        if not name:
+            continue
+        try:
+            yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"there is no configuration file {name}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{name} is not text in UTF-8: save it in that encoding") from None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = f", line {mark.line + 1}" if mark else ""
+            raise InputError(f"{name}{line}: not valid YAML: {error.problem}") from None
+
+
+def run(args: list[str] | None = None) -> None:
     """Run the command line; what the user can mend becomes one sentence and exit code 2."""
     try:
+        check_yaml(sys.argv[1:] if args is None else args)
         main(args)
-    except (InputError, LanguageModelError) as error:
-        _exit(error)
-    except OSError as error:
-        _exit(error)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
 
 
-def _exit(error: Any) -> None:
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(2)
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """What the user can mend, also where the parser has wrapped it into an error of its own."""
+    while error is not None:
+        if isinstance(error, InputError | LanguageModelError | OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _quieten() -> None:
+    """Hide notices about other packages' insides and about what this project does on purpose."""
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 against torch 2.13
+        ".*does not have many workers.*",  # episodes are small Python objects
+        ".*exists and is not empty.*",  # a run of the same name replaces the former checkpoints
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+    disable_progress_bar()

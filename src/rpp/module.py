@@ -141,17 +141,19 @@ class RPPModule(LightningModule):
             turn = self._ask(batch, decision.actions, lengths)
             lengths = turn.lengths
             reward = self._reward(turn)
-            observation = self._observe(turn)
-            next_value = self.agents.value(self.states(observation)).detach()
+            self._log_turn(step, turn, reward)
             last = step == self.n_steps - 1
             if last:
-                next_value = torch.zeros_like(next_value)
+                next_value = torch.zeros_like(decision.value)
+            else:
+                observation = self._observe(turn)
+                next_value = self.agents.value(self.states(observation)).detach()
             transitions.append((decision, reward, next_value))
             if last or self.n_step_return == 1:
                 self._update(transitions)
                 transitions = []
-            state = self.states(observation)  # again: the encoder may just have changed
-            self._log_turn(step, turn, reward)
+            if not last:
+                state = self.states(observation)  # again: the encoder may just have changed
 
     def _update(self, transitions: Sequence[tuple[Decision, Tensor, Tensor]]) -> None:
         """One gradient step of all agents and the state encoder on ``T'`` transitions."""
@@ -276,7 +278,7 @@ class RPPModule(LightningModule):
         rows = {
             "RPP": greedy[-1],
             "RPP, first step only": greedy[0],
-            "RPP, sampled actions": self.play(batch, self.sampled, n_steps)[-1],
+            "RPP, sampled": self.play(batch, self.sampled, n_steps)[-1],
             "random policy": self.play(batch, self.random, n_steps, blind=True)[-1],
             "best static prompt": self._ask_static(batch, self.static),
         } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}

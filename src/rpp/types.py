@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
@@ -18,7 +19,7 @@ ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
 """How a ranking was obtained: the reply named every candidate, some, none, or never came."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something the user gave is wrong; the message is one sentence naming value and remedy."""
 
 
@@ -155,6 +156,7 @@ def failed_ranking(reason: str) -> Ranking:
     return Ranking((), 0, "failed", reason)
 
 
+@lru_cache(maxsize=1 << 18)
 def normalise(text: str) -> str:
     """Title as compared: case folded, runs of anything but letters and digits one space."""
     return " ".join(

@@ -63,7 +63,10 @@ def critic_loss(returns: Tensor, values: Tensor) -> Tensor:
     Returns:
         One loss per agent, shape ``(P,)``.
     """
-    return _masked_mean((returns.detach() - values).square(), returns.isfinite())
+    known = returns.isfinite()
+    # filled before the subtraction: a masked nan would still poison the gradient
+    residual = torch.where(known, returns.detach(), values.detach()) - values
+    return _masked_mean(residual.square(), known)
 
 
 def actor_loss(

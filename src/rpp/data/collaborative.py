@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -49,9 +49,6 @@ from rpp.data.interactions import (
     scan_table,
 )
 from rpp.types import InputError
-
-if TYPE_CHECKING:
-    from torch_geometric.nn import LightGCN  # type: ignore[import-untyped]  # has no py.typed
 
 log = logging.getLogger(__name__)
 
@@ -364,7 +361,7 @@ def _distinct_pairs(
     return np.unique(users * n_items + items)
 
 
-def _initial_model(n_nodes: int, settings: LightGCNSettings) -> LightGCN:
+def _initial_model(n_nodes: int, settings: LightGCNSettings) -> Any:
     """LightGCN with seeded initial vectors and the fast layers."""
     with warnings.catch_warnings():
         # torch_geometric 2.8 still calls the deprecated torch.jit.script when it is imported
@@ -379,7 +376,7 @@ def _initial_model(n_nodes: int, settings: LightGCNSettings) -> LightGCN:
 
 
 def _fit(
-    model: LightGCN,
+    model: Any,
     graph: Graph,
     pairs: NDArray[np.int64],
     n_users: int,

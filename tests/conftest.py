@@ -1,0 +1,249 @@
+"""What the tests share: episodes, tiny models made on the spot, raw files of a small data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
+pytest.register_assert_rewrite("contracts")
+
+from rich.console import Console  # noqa: E402 (after the environment is set)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
+from rpp.types import Episode, Item  # noqa: E402
+
+ADJECTIVES = (
+    "Red", "Silent", "Golden", "Broken", "Hidden", "Last", "Cold", "Burning", "Lost", "Secret",
+    "Wild", "Iron", "Crystal", "Empty", "Distant", "Savage", "Gentle", "Crooked", "Hollow", "Blue",
+)  # fmt: skip
+NOUNS = (
+    "Harbour", "River", "Garden", "Letter", "Mountain", "Bridge", "Winter", "Engine", "Station",
+    "Mirror", "Island", "Orchard",
+)  # fmt: skip
+TITLES = tuple(f"{adjective} {noun}" for noun, adjective in product(NOUNS, ADJECTIVES))
+"""240 titles; none is part of another."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def tiny_episodes() -> list[Episode]:
+    """Twelve training users with 10 candidates and 4 to 9 past items; no two share an item.
+
+    User ``u`` has the titles ``20 u`` to ``20 u + 19``: the first ten are the past (the longest
+    history has 9), the last ten the candidates, each user's in another order.
+    """
+    items = [Item(index, title) for index, title in enumerate(TITLES)]
+    episodes = []
+    for user in range(12):
+        own = items[20 * user : 20 * user + 20]
+        order = np.random.default_rng(user).permutation(10)
+        episodes.append(
+            Episode(
+                user=user,
+                history=tuple(own[: 4 + user % 6]),
+                candidates=tuple(own[10 + k] for k in order),
+                withheld=(3 * user + 1) % 10,
+                user_id=f"u{user}",
+                profile={"gender": "female" if user % 2 else "male"},
+            )
+        )
+    return episodes
+
+
+def byte_level_tokenizer(texts: list[str], special: list[str], size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on a few texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return tokenizer
+
+
+def save_llm(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:
+    """Save a randomly initialised Llama of 2 layers and a tokenizer of 400 tokens."""
+    special = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer(
+            [f"{k}. {title}\n" for k, title in enumerate(TITLES)], special, 400
+        ),
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=2048,
+                initializer_range=0.3,  # far from uniform, so that mistakes show
+                tie_word_embeddings=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+            )
+        )
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random causal language model with a chat template."""
+    return save_llm(tmp_path_factory.mktemp("tiny_llm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT, 24 wide."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer(list(TITLES), ["[PAD]"], 400), pad_token="[PAD]"
+    )
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=48,
+                max_position_embeddings=512,
+                pad_token_id=tokenizer.pad_token_id,
+                initializer_range=0.3,
+            )
+        )
+    network.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class CustomCsv:
+    """Raw files of a synthetic data set in the columns of the data set ``custom``."""
+
+    interactions: Path
+    titles: Path
+    profiles: Path
+
+    @property
+    def files(self) -> CustomFiles:
+        """As the data preparation takes them."""
+        return CustomFiles(str(self.interactions), str(self.titles), str(self.profiles))
+
+
+@pytest.fixture(scope="session")
+def custom_csv(tmp_path_factory: pytest.TempPathFactory) -> CustomCsv:
+    """700 users, 150 items, 8 to 25 interactions each, two taste groups.
+
+    Users with an even number take nine in ten of their items from the first 75, the others from
+    the last 75; so collaborative vectors tell the groups apart.
+    """
+    folder = tmp_path_factory.mktemp("custom_csv")
+    rng = np.random.default_rng(7)
+    n_users, n_items, half = 700, 150, 75
+    interactions = ["user,item,timestamp"]
+    profiles = ["user,gender,age,occupation"]
+    for user in range(n_users):
+        weights = np.full(n_items, 0.1 / half)
+        own = slice(0, half) if user % 2 == 0 else slice(half, n_items)
+        weights[own] = 0.9 / half
+        n = int(rng.integers(8, 26))
+        for place, item in enumerate(rng.choice(n_items, n, replace=False, p=weights)):
+            interactions.append(f"u{user},i{item},{1_000_000 + 60 * place + user}")
+        profiles.append(f"u{user},{'FM'[user % 2]},{20 + user % 50},worker {user % 5}")
+    titles = ["item,title", *(f"i{item},{TITLES[item]}" for item in range(n_items))]
+    files = CustomCsv(*(folder / f"{name}.csv" for name in ("interactions", "titles", "profiles")))
+    for path, lines in zip(
+        (files.interactions, files.titles, files.profiles),
+        (interactions, titles, profiles),
+        strict=True,
+    ):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return files
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder and what it was prepared with."""
+
+    folder: Path
+    settings: DataSettings
+    csv: CustomCsv
+
+
+MakePrepared = Callable[[int, int, int], Prepared]
+
+
+@pytest.fixture(scope="session")
+def make_prepared(
+    custom_csv: CustomCsv, tmp_path_factory: pytest.TempPathFactory
+) -> MakePrepared:
+    """Prepare the synthetic data set for given numbers of users; each combination once.
+
+    The folder is called ``custom``, so that its parent serves as ``data_dir``. Treat it as
+    read-only: other tests get the same one.
+    """
+    made: dict[tuple[int, int, int], Prepared] = {}
+
+    def make(n_train: int = 40, n_validation: int = 20, n_test: int = 20) -> Prepared:
+        key = (n_train, n_validation, n_test)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("prepared") / "custom"
+            settings = DataSettings(
+                "custom",
+                n_train_users=n_train,
+                n_validation_users=n_validation,
+                n_test_users=n_test,
+                custom=custom_csv.files,
+            )
+            prepare(settings, folder, Console(quiet=True))
+            made[key] = Prepared(folder, settings, custom_csv)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(make_prepared: MakePrepared) -> Path:
+    """The synthetic data set with 40, 20 and 20 users."""
+    return make_prepared(40, 20, 20).folder

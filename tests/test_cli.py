@@ -1,0 +1,231 @@
+"""The command line: every configuration, checkpoints, resuming, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rpp.cli import main, run
+from rpp.types import InputError
+
+ROOT = Path(__file__).parents[1]
+LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
+SETS = sorted(path.stem for path in (ROOT / "conf/data").glob("*.yaml"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
+    """A working folder with the project's conf/, the made-up data set and a scripted model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    small = {
+        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2}},
+        "data": {
+            "init_args": {
+                "name": "custom",
+                "custom": {
+                    "interactions": str(custom_csv.interactions),
+                    "titles": str(custom_csv.titles),
+                    "profiles": str(custom_csv.profiles),
+                },
+                "order": "time",
+                "n_train_users": 12,
+                "n_validation_users": 6,
+                "n_test_users": 20,
+                "batch_size": 6,
+                "lightgcn": {"n_epochs": 1, "dim": 8},
+            }
+        },
+        "environment": {
+            "llm": {
+                "class_path": "rpp.llms.base.ScriptedLanguageModel",
+                "init_args": {"reply": "1. I have no idea"},
+            },
+            "decoding": "generate",
+            "show_candidates": True,
+            "cache_dir": None,
+        },
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    return tmp_path
+
+
+def command(subcommand, *options):
+    return [subcommand, "--config", "conf/rpp.yaml", "--config", "small.yaml", *options]
+
+
+def test_fit_test_predict(here, capsys):
+    main(command("fit"))
+    assert (here / "checkpoints/ml-100k/best.ckpt").is_file()
+    assert (here / "checkpoints/ml-100k/last.ckpt").is_file()
+    assert list((here / "logs/ml-100k").glob("version_0/events*"))
+    main(command("validate"))
+    main(command("test"))
+    printed = capsys.readouterr().out
+    for row in ("RPP", "first step only", "sampled", "random policy", "best static", "chance"):
+        assert row in printed
+    record = json.loads((here / "results/ml-100k/results.json").read_text())
+    assert record["n_users"] == 20
+    assert sum(record["target_position"]) == 20
+    assert record["counters"]["unusable"] > 0
+    assert {"data", "policy", "environment"} == set(record["seeds"])
+    header, *rows = (here / "results/ml-100k/results.csv").read_text().splitlines()
+    assert header.startswith("method,ndcg@1,ndcg@1_low")
+    assert len(rows) == 6
+    main(command("predict"))
+    lines = (here / "results/ml-100k/predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    first = json.loads(lines[0])
+    assert set(first["sentences"]) == {"role", "history", "reasoning", "format"}
+    assert len(first["ranking"]) == 10
+    assert first["sentences"]["reasoning"] in first["prompt"]
+
+
+def test_table_invariants(here):
+    """SPEC 6.8: relations that every row satisfies whatever the ranker did."""
+    main(command("fit", "--trainer.max_epochs", "1"))
+    main(command("test"))
+    table = json.loads((here / "results/ml-100k/results.json").read_text())["table"]
+    for row in table.values():
+        value = {name: cell["mean"] for name, cell in row.items()}
+        assert value["ndcg@1"] <= value["mrr@5"] <= value["ndcg@5"] <= value["ndcg@10"]
+        assert value["mrr@5"] <= value["mrr@10"]
+        assert value["ndcg@5"] <= value["hr@5"]
+        assert value["mrr@10"] - value["mrr@5"] <= (1 - value["hr@5"]) / 6 + 1e-9
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_resumed_run_ends_with_the_same_numbers(here):
+    main(command("fit", "--name", "whole", "--trainer.max_epochs", "4"))
+    main(command("fit", "--name", "halves", "--trainer.max_epochs", "2"))
+    main(command("fit", "--name", "halves", "--trainer.max_epochs", "4", "--ckpt_path", "last"))
+    whole, halves = (weights(here / f"checkpoints/{n}/last.ckpt") for n in ("whole", "halves"))
+    assert whole.keys() == halves.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, halves[name]), name
+
+
+def test_training_changes_gru_projection_and_every_agent_and_saves_them(here):
+    main(command("fit", "--name", "a", "--trainer.max_epochs", "1"))
+    main(command("fit", "--name", "b", "--trainer.max_epochs", "2"))
+    first, second = (weights(here / f"checkpoints/{n}/last.ckpt") for n in ("a", "b"))
+    assert any("gru" in name for name in first)
+    assert any("projection" in name for name in first)
+    for name, value in first.items():
+        if name != "inference_steps":
+            assert not torch.equal(value, second[name]), name
+
+
+def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
+    main(command("fit"))
+    main(command("test"))
+    first = json.loads((here / "results/ml-100k/results.json").read_text())["table"]
+    main(command("test"))
+    assert json.loads((here / "results/ml-100k/results.json").read_text())["table"] == first
+
+
+@pytest.mark.parametrize("data", SETS)
+def test_every_data_overlay(here, monkeypatch, data):
+    """Each data set's own keys parse; the files of the made-up one stand in for it."""
+    seen = {}
+    monkeypatch.setattr(
+        "rpp.data.datamodule.prepare", lambda settings, folder: seen.update(settings=settings)
+    )
+    monkeypatch.setattr(
+        "rpp.data.datamodule.load_or_train", lambda *_: pytest.fail("no data were prepared")
+    )
+    overlay = here / "overlay.yaml"
+    environment = {"environment": yaml.safe_load((here / "small.yaml").read_text())["environment"]}
+    overlay.write_text(yaml.safe_dump(environment))
+    options = ["fit", "--config", "conf/rpp.yaml", "--config", f"conf/data/{data}.yaml"]
+    with pytest.raises(pytest.fail.Exception, match="no data were prepared"):
+        main([*options, "--config", str(overlay), "--trainer.accelerator", "cpu"])
+    assert seen["settings"].name == data
+
+
+@pytest.mark.parametrize("llm", LLMS)
+def test_every_llm_overlay(here, llm, tiny_llm_folder):
+    """Each one's keys parse and run, with the tiny model in the place of its weights."""
+    overlay = yaml.safe_load((ROOT / f"conf/llm/{llm}.yaml").read_text())
+    kind = overlay["environment"]["llm"]["class_path"]
+    options = ["--config", f"conf/llm/{llm}.yaml"]
+    if kind.endswith("HuggingFaceLanguageModel"):
+        options += ["--environment.llm.model", str(tiny_llm_folder)]
+        options += ["--environment.llm.revision", "null", "--environment.llm.quantization", "null"]
+        options += ["--environment.llm.max_new_tokens", "8"]
+    main(command("fit", *options, "--trainer.fast_dev_run", "true"))
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "options", "message"),
+    [
+        ("test", (), "there is no checkpoint checkpoints/ml-100k/best.ckpt"),
+        ("fit", ("--ckpt_path", "last"), "there is no checkpoint checkpoints/ml-100k/last.ckpt"),
+        ("fit", ("--model.patterns", "nowhere.yaml"), "no patterns file nowhere.yaml"),
+        ("fit", ("--data.n_train_users", "100000"), "100000"),
+        ("fit", ("--data.raw_dir", "nowhere", "--data.name", "ml-1m"), "nowhere"),
+        ("fit", ("--environment.decoding", "nonsense"), "nonsense"),
+        ("fit", ("--environment.show_candidates", "false"), "needs the candidates in the prompt"),
+        ("fit", ("--model.n_step", "3"), "n_step"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(here, capsys, subcommand, options, message):
+    with pytest.raises(SystemExit) as stop:
+        run(command(subcommand, *options))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_checkpoint_of_another_data_set_or_patterns_file_is_refused(here):
+    main(command("fit", "--trainer.max_epochs", "1"))
+    with pytest.raises(InputError, match="another data set"):
+        main(command("test", "--data.seed", "5"))
+    text = (ROOT / "conf/patterns/movies.yaml").read_text()
+    (here / "own.yaml").write_text(text.replace("seasoned critic", "projectionist"))
+    with pytest.raises(InputError, match="another patterns"):
+        main(command("test", "--model.patterns", "own.yaml"))
+
+
+def test_more_test_users_fit_the_same_checkpoint(here):
+    main(command("fit", "--trainer.max_epochs", "1"))
+    main(command("test", "--data.n_test_users", "40"))
+    record = json.loads((here / "results/ml-100k/results.json").read_text())
+    assert record["n_users"] == 40
+
+
+def test_a_damaged_checkpoint_is_named(here, capsys):
+    main(command("fit", "--trainer.max_epochs", "1"))
+    path = here / "checkpoints/ml-100k/best.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit):
+        run(command("test"))
+    assert re.search(r"best\.ckpt.*(damaged|cannot be read)", capsys.readouterr().err)
+
+
+def test_malformed_yaml_is_named(here, capsys):
+    (here / "small.yaml").write_text("model: [unclosed\n")
+    with pytest.raises(SystemExit) as stop:
+        run(command("fit"))
+    assert stop.value.code == 2
+    assert "small.yaml" in capsys.readouterr().err
+
+
+def test_the_language_model_is_in_no_checkpoint(here, tiny_llm_folder):
+    class_path = "rpp.llms.huggingface.HuggingFaceLanguageModel"
+    options = ["--environment.llm", class_path, "--environment.llm.model", str(tiny_llm_folder)]
+    main(command("fit", *options, "--trainer.max_epochs", "1", "--environment.decoding", "likelihood"))
+    names = weights(here / "checkpoints/ml-100k/last.ckpt")
+    assert names
+    assert all(name.startswith(("agents.", "states.", "inference_steps")) for name in names)

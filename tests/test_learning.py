@@ -1,0 +1,71 @@
+"""The learner finds a planted optimum, shared by all users and depending on the user."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from pipeline import MadeUpUsers, environment, module, shown_candidates, trainer
+
+from rpp.prompts.patterns import PATTERNS, load_patterns
+
+SENTENCES = load_patterns("conf/patterns/movies.yaml")
+REASONING = PATTERNS.index("reasoning")
+
+
+def planted(users, best_of):
+    """A ranker that puts the target first if the reasoning sentence is the user's best one,
+
+    and answers at random otherwise.
+    """
+    by_candidates = {
+        tuple(sorted(i.title for i in e.candidates)): e for e in users.episodes("train")
+    }
+
+    def reply(prompt):
+        titles = shown_candidates(prompt)
+        episode = by_candidates[tuple(sorted(titles))]
+        best = SENTENCES.reasoning[best_of(episode.user)].replace("{n_candidates}", "10")
+        if best in prompt:
+            return episode.candidates[episode.target].title
+        seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
+        return "\n".join(titles[k] for k in np.random.default_rng(seed).permutation(10))
+
+    return reply
+
+
+def probability_of_best(model, users, best_of):
+    """Mean over users of the probability of their best sentence in the first state."""
+    episodes = users.episodes("train")
+    with torch.no_grad():
+        state = model.states.initial(model._user_vectors(episodes))
+        probs = model.agents.log_probs(state)[:, REASONING].exp()
+    return float(torch.stack([probs[k, best_of(e.user)] for k, e in enumerate(episodes)]).mean())
+
+
+def learn(tmp_path, users, best_of, n_rounds, seed):
+    model = module(n_steps=1, policy_seed=seed)
+    env = environment(planted(users, best_of))
+    # every round is one step of 200 users
+    trainer(tmp_path, env, max_epochs=n_rounds, limit_val_batches=0).fit(model, users)
+    return probability_of_best(model, users, best_of)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_optimum_shared_by_all_users_is_found(tmp_path, seed):
+    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+    assert learn(tmp_path, users, lambda user: 3, 0, seed) < 0.2
+    assert learn(tmp_path, users, lambda user: 3, 20, seed) >= 0.8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_optimum_that_depends_on_the_user_is_found(tmp_path, seed):
+    """Two kinds of users, told apart by their collaborative vector alone."""
+    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+
+    def best_of(user):
+        return 2 if users.vectors.users[user, 0] > 0 else 6
+
+    assert learn(tmp_path, users, best_of, 40, seed) >= 0.8
