@@ -69,7 +69,7 @@ def test_fit_test_predict(here, capsys):
     main(command("validate"))
     main(command("test"))
     printed = capsys.readouterr().out
-    for row in ("RPP", "first step only", "sampled", "random policy", "best static", "chance"):
+    for row in ("RPP", "first step only", "RPP, sampled", "random policy", "best static", "chance"):
         assert row in printed
     record = json.loads((here / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 20
@@ -173,7 +173,7 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder):
         ("fit", ("--ckpt_path", "last"), "there is no checkpoint checkpoints/ml-100k/last.ckpt"),
         ("fit", ("--model.patterns", "nowhere.yaml"), "no patterns file nowhere.yaml"),
         ("fit", ("--data.n_train_users", "100000"), "100000"),
-        ("fit", ("--data.raw_dir", "nowhere", "--data.name", "ml-1m"), "nowhere"),
+        ("fit", ("--data.custom.titles", "nowhere.csv"), "nowhere.csv"),
         ("fit", ("--environment.decoding", "nonsense"), "nonsense"),
         ("fit", ("--environment.show_candidates", "false"), "needs the candidates in the prompt"),
         ("fit", ("--model.n_step", "3"), "n_step"),

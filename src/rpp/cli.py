@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,7 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning import LightningDataModule, LightningModule
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,6 +38,12 @@ class CLI(LightningCLI):
             "--name", type=str, default="rpp", help="Names the run's logs, checkpoints and results."
         )
         parser.add_lightning_class_args(RewardEnvironment, "environment")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Show progress by tqdm, which the ranker's own bar can stand below."""
+        if config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, TQDMProgressBar()]
+        return super()._instantiate_trainer(config, callbacks)
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is loaded: never test untrained weights silently."""
