@@ -22,7 +22,10 @@ REPLY_START = "1."
 """How a numbered list begins; titles are scored right after it."""
 
 MIN_CONTAINED = 4
-"""Titles shorter than this, once normalised, must fill their line: "It" is in many sentences."""
+"""Titles shorter than this, once normalised, must fill their line: "It" is in many sentences.
+
+So must titles that are numbers: 1984 is also a year.
+"""
 
 RESERVED_TOKENS = 64
 """Room kept for identifiers or titles where the reply is not generated freely."""
@@ -243,20 +246,29 @@ def parse_reply(
     return named, unmatched
 
 
-_RANK = re.compile(r"^\W*(?:\d+\s*[.):\-]?\s*)?(?:[A-Z]{1,2}\s*[.):\-]\s*)?")
+_RANK = re.compile(r"^\W*(?:\d+\s*[.):\-]?\s*)?")
+_IDENTIFIER = re.compile(r"^[A-Z]{1,2}\s*[.):\-]\s*")
+_YEAR = re.compile(r"\(\d{4}\)")
+_REMARK = re.compile(r"\s(?:[\-–—:]|\((?!\d{4}\)))")
+"""Where a remark begins: a dash, a colon, a parenthesis that holds no year."""
 
 
 def _titles_in(line: str, titles: Sequence[str]) -> list[int]:
     """Positions of the titles a line holds, in the order they stand there."""
-    bare = _RANK.sub("", line)
-    for text in (line, bare, *re.split(r"\s[(\-–:]", bare, maxsplit=1)[:1]):
-        if (whole := normalise(text)) and whole in titles:
-            return [titles.index(whole)]
+    unranked = _RANK.sub("", line)
+    bare = _IDENTIFIER.sub("", unranked)
+    heads = [_REMARK.split(text, maxsplit=1)[0] for text in (unranked, bare)]
+    for text in (line, unranked, bare, *heads):
+        for version in (text, _YEAR.sub("", text)):
+            if (whole := normalise(version)) and whole in titles:
+                return [titles.index(whole)]
     text = f" {normalise(line)} "
     found: list[tuple[int, int]] = []
     for k in sorted(range(len(titles)), key=lambda k: -len(titles[k])):
         title = f" {titles[k]} "
-        if len(titles[k]) < MIN_CONTAINED or (start := text.find(title)) < 0:
+        if len(titles[k]) < MIN_CONTAINED or titles[k].isdecimal():
+            continue
+        if (start := text.find(title)) < 0:
             continue
         found.append((start, k))
         text = text[:start] + " " + "\0" * (len(title) - 2) + " " + text[start + len(title) :]
@@ -264,9 +276,9 @@ def _titles_in(line: str, titles: Sequence[str]) -> list[int]:
 
 
 def _identifiers_in(line: str, positions: dict[str, int]) -> list[int]:
-    """Positions of the identifiers on a line that consists of nothing but ranks and identifiers,
+    """Positions of the identifiers a line holds.
 
-    or of the one that opens the line and is followed by a sign.
+    Either it consists of nothing but ranks and identifiers, or one opens it, followed by a sign.
     """
     words = re.findall(r"\w+", line)
     if all(word in positions or word.isdigit() for word in words):

@@ -5,6 +5,7 @@ Every type refuses nonsense when it is made, so that no later stage has to check
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -131,9 +132,12 @@ class Ranking:
         """Refuse a ranking that is no permutation or contradicts its own status."""
         if sorted(self.order) != list(range(len(self.order))):
             raise ValueError(f"not a permutation of the candidates: {self.order}")
-        if self.status != status_of(self.n_named, len(self.order)):
+        n_candidates = len(self.order)
+        if not 0 <= self.n_named <= n_candidates or self.status != status_of(
+            self.n_named, n_candidates
+        ):
             raise ValueError(
-                f"{self.n_named} of {len(self.order)} named contradicts status {self.status!r}"
+                f"{self.n_named} of {n_candidates} named contradicts status {self.status!r}"
             )
 
     @property
@@ -159,6 +163,5 @@ def failed_ranking(reason: str) -> Ranking:
 @lru_cache(maxsize=1 << 18)
 def normalise(text: str) -> str:
     """Title as compared: case folded, runs of anything but letters and digits one space."""
-    return " ".join(
-        "".join(sign if sign.isalnum() else " " for sign in text.casefold()).split()
-    )
+    text = unicodedata.normalize("NFC", text).casefold()
+    return " ".join("".join(sign if sign.isalnum() else " " for sign in text).split())
