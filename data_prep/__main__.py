@@ -48,6 +48,7 @@ def _settings(given: argparse.Namespace) -> DataSettings:
         n_train_users=given.n_train_users,
         n_validation_users=given.n_validation_users,
         n_test_users=given.n_test_users,
+        years=given.years,
         seed=given.seed,
         custom=CustomFiles(**custom) if custom else None,
     )
@@ -64,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("time", "play_count", "tag_time"),
         help="lastfm only: play_count (the default: the target is the most played artist) or"
         " tag_time; all others: time",
+    )
+    parser.add_argument(
+        "--years",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="keep the year at the end of film titles",
     )
     for key in (
         "min_interactions",

@@ -67,7 +67,7 @@ def prepare(settings: DataSettings, out_dir: Path, console: Console | None = Non
 
 def _prepare(settings: DataSettings, out_dir: Path, console: Console) -> Summary:
     console.print(f"Preparing {settings.name} in {out_dir}", highlight=False, soft_wrap=True)
-    raw = read_raw(settings.name, settings.source, settings.raw_dir, settings.order, console)
+    raw = read_raw(settings, console)
     interactions, untitled = _with_titles(raw, settings.source.untitled)
     sequences = order_and_filter(interactions, settings.min_interactions)
     roles, listed = _roles(settings, raw, sequences)

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from data_prep.download import download_files
 from data_prep.files import RawFile, read_table
-from data_prep.sources import Counts, Order, Source
+from data_prep.settings import DataSettings
+from data_prep.sources import Counts, Source
 from rpp.types import InputError
 
 
@@ -40,26 +41,22 @@ class RawData:
     without_tag_time: int = 0
 
 
-def read_raw(
-    name: str, source: Source, raw_dir: str | None, order: Order, console: Console
-) -> RawData:
+def read_raw(settings: DataSettings, console: Console) -> RawData:
     """Find the raw files of a data set and read its three tables.
 
     Args:
-        name: Name of the set: subfolder of ``RPP_MIRROR`` and of the cache.
-        source: Its files.
-        raw_dir: The user's folder with raw files, searched before all else.
-        order: What the column ``order`` holds. ``time``: the time of the interaction.
-            ``play_count`` (Lastfm, the authors' way): how often the user played the artist,
-            ascending, so that **the target is each user's most played artist** and nothing is
-            chronological. ``tag_time`` (Lastfm): the earliest time at which the user gave the
-            artist a tag; artists the user never tagged are left out.
+        settings: Which set, from where, in which order. ``order: time`` is the time of the
+            interaction; ``play_count`` (Lastfm, the authors' way) how often the user played the
+            artist, ascending, so that **the target is each user's most played artist** and
+            nothing is chronological; ``tag_time`` (Lastfm) the earliest time at which the user
+            gave the artist a tag, artists the user never tagged being left out.
         console: Where downloads show their progress.
 
     Raises:
         InputError: If a folder or file is missing or unreadable, or a checksum is wrong.
     """
-    folder = find_folder(name, source, raw_dir, console)
+    source, order = settings.source, settings.order
+    folder = find_folder(settings.name, source, settings.raw_dir, console)
     used: list[Path] = []
 
     def table(accepted: tuple[RawFile, ...], remedy: str = "") -> pl.DataFrame:
@@ -71,7 +68,7 @@ def read_raw(
     counts = Counts(
         interactions["user_id"].n_unique(), interactions["item_id"].n_unique(), len(interactions)
     )
-    titles = _clean_titles(table(source.titles), years=source.years)
+    titles = _clean_titles(table(source.titles), shorten=source.years and not settings.years)
     without_tag_time = 0
     if order == "tag_time":
         remedy = (
@@ -130,11 +127,11 @@ def _first_present(
     raise InputError(f"{folder} holds neither {names} (plain or .gz){remedy}")
 
 
-def _clean_titles(titles: pl.DataFrame, *, years: bool) -> pl.DataFrame:
-    """One line per title, entities resolved, an article after a comma moved to the front.
+def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
+    """One line per title, entities resolved, the year appended where it stands apart.
 
-    With ``years``, ``Matrix, The (1999)`` becomes ``The Matrix``, and stays ``The Matrix (1999)``
-    where another film has the same title; a year in a column of its own counts as written behind.
+    An article after a comma moves to the front: ``Matrix, The (1999)`` is ``The Matrix (1999)``.
+    With ``shorten`` the year goes, except where two titles would then be the same.
     """
     title = pl.col("title").str.replace_all(r"\s+", " ").str.strip_chars()
     if "year" in titles.columns:
@@ -150,7 +147,7 @@ def _clean_titles(titles: pl.DataFrame, *, years: bool) -> pl.DataFrame:
         .unique("item_id", keep="first", maintain_order=True)
         .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))
         .with_columns(alone=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
-        .select("item_id", title=pl.when(pl.col("alone") & years).then("short").otherwise("title"))
+        .select("item_id", title=pl.when(pl.col("alone") & shorten).then("short").otherwise("title"))
         .collect()
     )
 

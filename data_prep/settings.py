@@ -26,6 +26,8 @@ class DataSettings:
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose rounds and checkpoints.
         n_test_users: Users in the reported figures.
+        years: Whether a film's title ends in its year; without, prompts are shorter by a third
+            and the year stays only where two films share a title.
         seed: Of user sets, candidates and their order.
         custom: Files and columns of the data set ``custom``.
     """
@@ -39,6 +41,7 @@ class DataSettings:
     n_train_users: int = 200
     n_validation_users: int = 100
     n_test_users: int = 200
+    years: bool = True
     seed: int = 0
     custom: CustomFiles | None = None
 

@@ -53,8 +53,7 @@ class Source:
         otherwise: Why a count without an entry in ``reasons`` may differ.
         meanings: Codes in the profiles to words; ``None`` stands for not known.
         untitled: What to do with an item without a title.
-        years: Whether titles end in a year, which is then kept only where two titles would
-            otherwise be the same.
+        years: Whether titles end in a year.
     """
 
     interactions: tuple[RawFile, ...]

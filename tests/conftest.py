@@ -29,6 +29,8 @@ from transformers import (  # noqa: E402
 from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
+torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
 ADJECTIVES = (
     "Red", "Silent", "Golden", "Broken", "Hidden", "Last", "Cold", "Burning", "Lost", "Secret",
     "Wild", "Iron", "Crystal", "Empty", "Distant", "Savage", "Gentle", "Crooked", "Hollow", "Blue",
@@ -88,7 +90,9 @@ def byte_level_tokenizer(texts: list[str], special: list[str], size: int) -> Tok
     return tokenizer
 
 
-def save_llm(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0) -> Path:
+def save_llm(
+    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, width: int = 32
+) -> Path:
     """Save a randomly initialised Llama of 2 layers and a tokenizer of 400 tokens."""
     special = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>"]
     tokenizer = PreTrainedTokenizerFast(
@@ -108,7 +112,7 @@ def save_llm(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: i
         network = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=32,
+                hidden_size=width,
                 intermediate_size=64,
                 num_hidden_layers=2,
                 num_attention_heads=4,
@@ -215,9 +219,7 @@ MakePrepared = Callable[[int, int, int], Prepared]
 
 
 @pytest.fixture(scope="session")
-def make_prepared(
-    custom_csv: CustomCsv, tmp_path_factory: pytest.TempPathFactory
-) -> MakePrepared:
+def make_prepared(custom_csv: CustomCsv, tmp_path_factory: pytest.TempPathFactory) -> MakePrepared:
     """Prepare the synthetic data set for given numbers of users; each combination once.
 
     The folder is called ``custom``, so that its parent serves as ``data_dir``. Treat it as

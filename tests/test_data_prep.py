@@ -74,7 +74,7 @@ def title(item: int) -> str:
 def shown(item: int) -> str:
     """The title as it has to come out."""
     article = {0: "The ", 1: "A ", 2: "An "}.get(item % 7, "")
-    return f"{article}Amélie {item}"
+    return f"{article}Amélie {item} ({1950 + item})"
 
 
 def write(path: Path, lines: list[str], encoding: str = "utf-8", newline: str = "\n") -> None:
@@ -315,7 +315,7 @@ def test_title_forms(tmp_path, raw, expected):
     assert load_titles(tmp_path / "out")[0] == expected
 
 
-def test_a_year_stays_only_where_it_tells_films_apart(tmp_path):
+def test_without_years_one_stays_where_it_tells_films_apart(tmp_path):
     raw = ml_1m(tmp_path / "raw")
     lines = (raw / "movies.dat").read_text(encoding="latin-1").splitlines()
     first, second, third, *rest = (line.split("::") for line in lines)
@@ -327,7 +327,7 @@ def test_a_year_stays_only_where_it_tells_films_apart(tmp_path):
     ]
     text = "\n".join("::".join(fields) for fields in named)
     (raw / "movies.dat").write_text(text, encoding="latin-1")
-    prepare(settings("ml-1m", raw), tmp_path / "out", QUIET)
+    prepare(settings("ml-1m", raw, years=False), tmp_path / "out", QUIET)
     assert load_titles(tmp_path / "out")[:3] == ["Sabrina (1954)", "Sabrina (1995)", "The Matrix"]
 
 

@@ -102,13 +102,13 @@ def test_the_guarded_field_is_read_nowhere_else():
     ],
 )
 def test_ranking_refuses(order, n_named, status):
-    with pytest.raises(ValueError, match="not a permutation|contradicts"):
+    with pytest.raises(ValueError, match=r"not a permutation|contradicts"):
         Ranking(order, n_named, status)
 
 
 @pytest.mark.parametrize("n_named", [-1, 4])
 def test_ranking_refuses_impossible_numbers_of_names(n_named):
-    with pytest.raises(ValueError, match="contradicts|named"):
+    with pytest.raises(ValueError, match="contradicts status"):
         Ranking((0, 1, 2), n_named, "repaired")
 
 

@@ -29,7 +29,11 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         else:
             counts = torch.bincount(actions[:, k], minlength=patterns.n_actions[k])
             labels = [f"{name} {n + 1}" if c else "" for n, c in enumerate(counts.tolist())]
-        axis.pie(counts.tolist(), labels=labels, autopct=lambda share: f"{share:.0f} %" if share >= 4 else "")
+        axis.pie(
+            counts.tolist(),
+            labels=labels,
+            autopct=lambda share: f"{share:.0f} %" if share >= 4 else "",
+        )
         axis.set_title(f"{name}: users by option")
     return figure
 

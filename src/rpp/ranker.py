@@ -160,7 +160,9 @@ class Ranker:
         else:
             titles = [[item.title for item in episode.candidates] for episode in episodes]
             sums = self.llm.score(
-                texts, [[" " + title for title in row] for row in titles], [REPLY_START] * len(texts)
+                texts,
+                [[" " + title for title in row] for row in titles],
+                [REPLY_START] * len(texts),
             )
             rows = [
                 row

@@ -47,8 +47,8 @@ class ActorCritic(nn.Module):
         self.actors = nn.ModuleList(_two_layers(state_dim, hidden_dim, n) for n in self.n_actions)
         self.critics = nn.ModuleList(_two_layers(state_dim, hidden_dim, 1) for _ in self.n_actions)
         for actor in self.actors:  # begin close to uniform, so that exploration is not biased
-            nn.init.orthogonal_(actor[-1].weight, gain=0.01)  # type: ignore[index, arg-type]
-            nn.init.zeros_(actor[-1].bias)  # type: ignore[index, arg-type]
+            nn.init.orthogonal_(actor[-1].weight, gain=0.01)  # type: ignore[index]
+            nn.init.zeros_(actor[-1].bias)  # type: ignore[index]
 
     def log_probs(self, state: Tensor) -> Tensor:
         """Log-probabilities of all actions, ``(B, P, A)`` with ``A`` the largest number of options.

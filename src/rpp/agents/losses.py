@@ -69,9 +69,7 @@ def critic_loss(returns: Tensor, values: Tensor) -> Tensor:
     return _masked_mean(residual.square(), known)
 
 
-def actor_loss(
-    log_prob: Tensor, advantage: Tensor, entropy: Tensor, entropy_coef: float
-) -> Tensor:
+def actor_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, entropy_coef: float) -> Tensor:
     r"""Policy gradient of every actor with an entropy bonus (paper Eq. 9, corrected).
 
     .. math:: L_a^{(k)} = -\operatorname{mean}_{u,t} \left[ \log\pi_k(a_t \mid s_t) A_t

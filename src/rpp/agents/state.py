@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ class PromptEncoder:
         n_kept: Encodings remembered.
     """
 
-    def __init__(self, model: str = "minilm-l6", max_tokens: int = 256, n_kept: int = 20_000) -> None:
+    def __init__(
+        self, model: str = "minilm-l6", max_tokens: int = 256, n_kept: int = 20_000
+    ) -> None:
         self.model = model
         self.max_tokens = max_tokens
         self.n_kept = n_kept
@@ -45,15 +48,17 @@ class PromptEncoder:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The encoder's tokenizer."""
-        return self._load(AutoTokenizer)
+        tokenizer: PreTrainedTokenizerBase = self._load(AutoTokenizer)
+        return tokenizer
 
     @cached_property
     def network(self) -> PreTrainedModel:
         """The frozen encoder."""
         network: PreTrainedModel = self._load(AutoModel)
-        return network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        return network
 
-    def _load(self, kind: type) -> PreTrainedModel | PreTrainedTokenizerBase:
+    def _load(self, kind: type[Any]) -> Any:
         try:
             return kind.from_pretrained(resolve_model(self.model))
         except (OSError, ValueError) as error:
@@ -91,7 +96,8 @@ class PromptEncoder:
         ).to(self.network.device)
         hidden = self.network(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].to(hidden)
-        return ((hidden * mask).sum(1) / mask.sum(1)).cpu()
+        means: Tensor = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
+        return means
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class StateEncoder(nn.Module):
     """
 
     item_vectors: Tensor
+    item_scale: Tensor
 
     def __init__(self, item_vectors: Tensor, prompt_dim: int, state_dim: int = 64) -> None:
         super().__init__()
@@ -148,7 +155,10 @@ class StateEncoder(nn.Module):
         device = self.item_vectors.device
         rows = torch.tensor(
             [
-                [episode.candidates[k].index for k in ranking.order or range(len(episode.candidates))]
+                [
+                    episode.candidates[k].index
+                    for k in ranking.order or range(len(episode.candidates))
+                ]
                 for ranking, episode in zip(rankings, episodes, strict=True)
             ],
             device=device,

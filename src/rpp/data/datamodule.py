@@ -37,6 +37,7 @@ class EpisodeDataModule(LightningDataModule):
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose rounds and checkpoints.
         n_test_users: Users in the reported figures.
+        years: Whether a film's title ends in its year; without, prompts are shorter by a third.
         seed: Of user sets, candidates, their order and the order of training users.
         custom: Files and columns of the data set ``custom``.
         batch_size: Users who play at once and share an update.
@@ -56,6 +57,7 @@ class EpisodeDataModule(LightningDataModule):
         n_train_users: int = 200,
         n_validation_users: int = 100,
         n_test_users: int = 200,
+        years: bool = True,
         seed: int = 0,
         custom: CustomFiles | None = None,
         batch_size: int = 200,
@@ -65,7 +67,7 @@ class EpisodeDataModule(LightningDataModule):
         super().__init__()
         self.settings = DataSettings(
             name, raw_dir, min_interactions, n_candidates, candidates, order,
-            n_train_users, n_validation_users, n_test_users, seed, custom,
+            n_train_users, n_validation_users, n_test_users, years, seed, custom,
         )  # fmt: skip
         self.folder = Path(data_dir) / name
         self.batch_size = batch_size

@@ -126,7 +126,9 @@ class CachedLanguageModel(LanguageModel):
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Answer every prompt, from the cache where it is known."""
         keys = [self._key("generate", prompt) for prompt in prompts]
-        return self._fill(keys, prompts, lambda rows: self.model.generate([prompts[r] for r in rows]))
+        return self._fill(
+            keys, prompts, lambda rows: self.model.generate([prompts[r] for r in rows])
+        )
 
     def permute(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
@@ -197,7 +199,7 @@ class CachedLanguageModel(LanguageModel):
         known: dict[str, Any] = self.cache.get(keys)
         self.n_hits += sum(key in known for key in keys)
         first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
-        rows = sorted(first.values(), key=lambda row: len(prompts[row]))
+        rows = sorted(first.values(), key=lambda row: (len(prompts[row]), row))
         self.n_hits += len(keys) - sum(key in known for key in keys) - len(rows)
         with tqdm(total=len(rows), desc="prompts", leave=False, disable=None, delay=2) as bar:
             for start in range(0, len(rows), CHUNK):

@@ -113,8 +113,8 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Model, revision, adapter, template, precision and sampling, with a hash of local files."""
-        names = {
+        """Model, revision, adapter, template, precision, sampling; a hash of local files."""
+        names: dict[str, str | float | None] = {
             "model": _content_name(self.model_name),
             "revision": self.revision,
             "adapter": self.adapter and _content_name(self.adapter),
@@ -135,7 +135,9 @@ class HuggingFaceLanguageModel(LanguageModel):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, padding on the left."""
-        tokenizer = self._load(AutoTokenizer.from_pretrained, padding_side="left")
+        tokenizer: PreTrainedTokenizerBase = self._load(
+            AutoTokenizer.from_pretrained, padding_side="left"
+        )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if self.template == "chat" and not tokenizer.chat_template:
@@ -158,7 +160,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         elif self.quantization == "8bit":
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             quantization = BitsAndBytesConfig(load_in_8bit=True)
-        network = self._load(
+        network: Any = self._load(
             AutoModelForCausalLM.from_pretrained,
             dtype=self.dtype,
             quantization_config=quantization,
@@ -173,8 +175,11 @@ class HuggingFaceLanguageModel(LanguageModel):
                 raise InputError(
                     f"cannot load the adapter {self.adapter!r}: {_first_line(error)}"
                 ) from error
-            network = network.merge_and_unload() if quantization is None else network.get_base_model()
-        return network.eval().requires_grad_(False)
+            network = (
+                network.merge_and_unload() if quantization is None else network.get_base_model()
+            )
+        frozen: PreTrainedModel = network.eval().requires_grad_(False)
+        return frozen
 
     def _load(self, load: Any, **options: Any) -> Any:
         try:
@@ -277,10 +282,10 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     @torch.inference_mode()
     def _continue(self, encoded: Sequence[list[int]], **options: Any) -> list[str]:
-        batch = self.tokenizer.pad({"input_ids": list(encoded)}, return_tensors="pt")
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        padded = self.tokenizer.pad({"input_ids": list(encoded)}, return_tensors="pt")
+        batch = {name: tensor.to(self.device) for name, tensor in padded.items()}
         try:
-            ids = self.network.generate(
+            ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
                 **batch,
                 do_sample=False,
                 temperature=None,
@@ -323,8 +328,8 @@ class HuggingFaceLanguageModel(LanguageModel):
                 batch = self._score([heads[row] for row in rows], [tails[row] for row in rows])
             except torch.OutOfMemoryError as error:
                 raise _out_of_memory(error) from error
-            for row, values in zip(rows, batch, strict=True):
-                scores[row] = list(values)
+            for at, values in zip(rows, batch, strict=True):
+                scores[at] = list(values)
         self.usage.prompt_tokens += sum(lengths)
         return scores
 
@@ -386,7 +391,8 @@ class HuggingFaceLanguageModel(LanguageModel):
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = self.network.get_output_embeddings()(hidden).float()
         chosen = logits.gather(1, targets.to(logits.device)[:, None]).squeeze(1)
-        return (chosen - logits.logsumexp(dim=1)).double().cpu()
+        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).double().cpu()
+        return log_probs
 
 
 class GumbelNoise(LogitsProcessor):

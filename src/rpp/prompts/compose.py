@@ -112,7 +112,9 @@ def _compose(
         candidates = "\n".join([fill(patterns.candidates_heading), *lines])
     wanted = min(length, len(episode.history))
     for n_history in range(wanted, 0, -1):
-        history = "\n".join([fill(patterns.history_heading), *_numbered(episode.history[-n_history:])])
+        history = "\n".join(
+            [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
+        )
         parts = [
             sentences["role"], history, candidates, sentences["reasoning"], sentences["format"],
         ]  # fmt: skip

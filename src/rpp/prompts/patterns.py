@@ -142,33 +142,30 @@ def load_patterns(path: str | Path) -> Patterns:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no patterns file {path}: name one, e.g. conf/patterns/movies.yaml") from None
+        raise InputError(
+            f"no patterns file {path}: name one, e.g. conf/patterns/movies.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line}: not valid YAML in UTF-8: quote sentences with : or #") from error
+        raise InputError(
+            f"{path}{line}: not valid YAML in UTF-8: quote sentences with : or #"
+        ) from error
     try:
         fields = _keys(content, Patterns)
         return Patterns(
             history_heading=_text(fields["history_heading"]),
             candidates_heading=_text(fields["candidates_heading"]),
-            role=tuple(map(_text, fields["role"] or ())),
-            history=HistoryPattern(
-                **{
-                    key: value if key == "start" else tuple(value)
-                    for key, value in _keys(fields["history"], HistoryPattern, partial=True).items()
-                }
-            ),
-            reasoning=tuple(map(_text, fields["reasoning"] or ())),
-            format=tuple(map(_format, fields["format"] or ())),
+            role=tuple(map(_text, _list(fields["role"]))),
+            history=_history(fields["history"]),
+            reasoning=tuple(map(_text, _list(fields["reasoning"]))),
+            format=tuple(map(_format, _list(fields["format"]))),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except TypeError as error:
-        raise InputError(f"{path}: wrong kind of value: {error}") from None
 
 
-def _keys(content: Any, kind: type, *, partial: bool = False) -> Mapping[str, Any]:
+def _keys(content: Any, kind: type[Any], *, partial: bool = False) -> Mapping[str, Any]:
     names = list(kind.__dataclass_fields__)
     if not isinstance(content, Mapping):
         raise InputError(f"expected the keys {', '.join(names)}, found {content!r}")
@@ -181,6 +178,26 @@ def _keys(content: Any, kind: type, *, partial: bool = False) -> Mapping[str, An
     if missing and not partial:
         raise InputError(f"missing key {missing[0]!r}")
     return content
+
+
+def _history(value: Any) -> HistoryPattern:
+    fields: dict[str, Any] = {
+        key: _count(entry) if key == "start" else tuple(map(_count, _list(entry)))
+        for key, entry in _keys(value, HistoryPattern, partial=True).items()
+    }
+    return HistoryPattern(**fields)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise InputError(f"expected a list, found {value!r}: begin every entry with a dash")
+    return value or []
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise InputError(f"expected a whole number, found {value!r}")
+    return value
 
 
 def _text(value: Any) -> str:

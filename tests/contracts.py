@@ -1,0 +1,100 @@
+"""What every language model must do, stated once.
+
+Subclass :class:`LanguageModelContract` with a fixture ``llm`` and, where the model gives no
+probabilities, ``scores = False``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rpp.llms.base import LanguageModel, LanguageModelError
+
+PROMPTS = (
+    "Rank these films.",
+    "I have seen\n1. Red Harbour\n2. Silent River\nWhat comes next, and why do you think so?",
+    "x",
+    "Ünïcode – 七人の侍",
+)
+OPTIONS = (("A", "B", "C"), ("B", "A"), ("Red Harbour", "Red", "Blue Mirror", "x"), ("A",))
+
+
+class LanguageModelContract:
+    """Tests that hold for every language model."""
+
+    scores = True
+
+    def test_one_reply_per_prompt_in_order(self, llm: LanguageModel) -> None:
+        replies = llm.generate(PROMPTS)
+        assert len(replies) == len(PROMPTS)
+        assert all(isinstance(reply, str) for reply in replies)
+        assert len(set(replies)) > 1, "this contract needs a model that reads its prompt"
+        assert replies == [llm.generate([prompt])[0] for prompt in PROMPTS]
+
+    def test_replies_do_not_depend_on_order_or_company(self, llm: LanguageModel) -> None:
+        replies = llm.generate(PROMPTS)
+        assert llm.generate(PROMPTS[::-1]) == replies[::-1]
+        assert llm.generate([PROMPTS[1], PROMPTS[1], PROMPTS[0]]) == [
+            replies[1], replies[1], replies[0],
+        ]  # fmt: skip
+
+    def test_no_prompts_no_replies(self, llm: LanguageModel) -> None:
+        assert llm.generate([]) == []
+
+    def test_usage_grows(self, llm: LanguageModel) -> None:
+        usage = getattr(llm, "tokens", llm.usage)
+        llm.generate(["something that was never asked before"])
+        assert usage.prompt_tokens > 0
+        assert usage.reply_tokens > 0
+
+    def test_scores_have_one_number_per_continuation(self, llm: LanguageModel) -> None:
+        if not self.scores:
+            with pytest.raises(NotImplementedError, match=r"environment\.decoding: generate"):
+                llm.score(PROMPTS, OPTIONS)
+            return
+        rows = llm.score(PROMPTS, OPTIONS)
+        assert [len(row) for row in rows] == [len(texts) for texts in OPTIONS]
+        assert all(math.isfinite(score) and score <= 0 for row in rows for score in row)
+
+    def test_scores_do_not_depend_on_order_or_company(self, llm: LanguageModel) -> None:
+        if not self.scores:
+            return
+        begun = ["", "1. ", "Red", "a"]
+        rows = llm.score(PROMPTS, OPTIONS, begun)
+        turned = llm.score(PROMPTS[::-1], [row[::-1] for row in OPTIONS[::-1]], begun[::-1])
+        for row, other in zip(rows, turned[::-1], strict=True):
+            assert row == pytest.approx(other[::-1], abs=1e-4)
+        for k, row in enumerate(rows):
+            (alone,) = llm.score([PROMPTS[k]], [OPTIONS[k]], [begun[k]])
+            assert row == pytest.approx(alone, abs=1e-4)
+            for text, score in zip(OPTIONS[k], row, strict=True):
+                assert llm.score([PROMPTS[k]], [[text]], [begun[k]])[0] == pytest.approx(
+                    [score], abs=1e-4
+                )
+
+    def test_what_is_begun_counts(self, llm: LanguageModel) -> None:
+        if not self.scores:
+            return
+        assert llm.score(["x"], [["A"]], [""]) != llm.score(["x"], [["A"]], ["B\n"])
+        assert llm.score(["x"], [["A"]]) == llm.score(["x"], [["A"]], [""])
+
+    def test_permute_writes_every_option_once(self, llm: LanguageModel) -> None:
+        if not self.scores:
+            return
+        replies = llm.permute(PROMPTS, OPTIONS)
+        for reply, options in zip(replies, OPTIONS, strict=True):
+            assert not isinstance(reply, LanguageModelError)
+            assert sorted(reply.split("\n")) == sorted(options)
+        assert llm.permute(PROMPTS[::-1], OPTIONS[::-1]) == replies[::-1]
+        assert [llm.permute([p], [o])[0] for p, o in zip(PROMPTS, OPTIONS, strict=True)] == replies
+
+    def test_fingerprint_is_stable(self, llm: LanguageModel) -> None:
+        before = llm.fingerprint
+        llm.generate(PROMPTS[:1])
+        assert llm.fingerprint == before != ""
+
+    def test_tokens_are_counted(self, llm: LanguageModel) -> None:
+        assert 0 < llm.count_tokens("a") < llm.count_tokens("a longer text, ten times over" * 10)
+        assert llm.context_length is None or llm.context_length > 0

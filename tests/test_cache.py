@@ -1,0 +1,289 @@
+"""Replies and scores on disk: nothing asked twice, nothing lost, nothing stops the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+
+import pytest
+from contracts import LanguageModelContract
+
+from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
+from rpp.llms.cache import CHUNK, CachedLanguageModel, ReplyCache
+
+
+class Recorder(ScriptedLanguageModel):
+    """A script that remembers what it was asked."""
+
+    def __init__(self, reply=lambda prompt: f"reply to {prompt}", name="scripted"):
+        super().__init__(reply, scorer=lambda p, text: -len(p) - len(text) / 100, name=name)
+        self.asked = Counter()
+        self.batches = []
+
+    def generate(self, prompts):
+        self.asked.update(prompts)
+        self.batches.append(list(prompts))
+        return super().generate(prompts)
+
+    def score(self, prompts, continuations, begun=None):
+        self.batches.append([list(row) for row in continuations])
+        return super().score(prompts, continuations, begun)
+
+
+class TestScripted(LanguageModelContract):
+    @pytest.fixture
+    def llm(self):
+        return ScriptedLanguageModel(
+            lambda prompt: prompt[::-1],
+            scorer=lambda prompt, text: -float(sum((prompt + text).encode()) % 101),
+        )
+
+
+class TestScriptedWithoutScores(LanguageModelContract):
+    scores = False
+
+    @pytest.fixture
+    def llm(self):
+        return ScriptedLanguageModel(lambda prompt: prompt[::-1])
+
+
+class TestCached(LanguageModelContract):
+    @pytest.fixture
+    def llm(self, tmp_path):
+        return CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
+
+
+def test_fingerprint_of_a_script_is_its_name():
+    assert (
+        ScriptedLanguageModel("x", name="a").fingerprint != ScriptedLanguageModel("x").fingerprint
+    )
+
+
+def test_second_call_costs_nothing(tmp_path):
+    first = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
+    replies = first.generate(["a", "b"])
+    assert (first.n_calls, first.n_hits) == (2, 0)
+    again = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))  # as in another process
+    assert again.generate(["b", "a"]) == replies[::-1]
+    assert again.model.batches == []
+    assert (again.n_calls, again.n_hits) == (0, 2)
+    assert again.tokens.prompt_tokens == again.tokens.reply_tokens == 0
+
+
+def test_equal_prompts_are_sent_once():
+    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
+    assert llm.generate(["a", "b", "a", "a"]) == [f"reply to {p}" for p in "abaa"]
+    assert llm.model.asked == {"a": 1, "b": 1}
+    assert (llm.n_calls, llm.n_hits) == (2, 2)
+
+
+def test_failures_are_not_kept():
+    answers = iter([LanguageModelError("lost"), "back"])
+    llm = CachedLanguageModel(Recorder(lambda _: next(answers)), ReplyCache(None))
+    (failure,) = llm.generate(["a"])
+    assert isinstance(failure, LanguageModelError)
+    assert llm.generate(["a"]) == ["back"]
+    assert llm.generate(["a"]) == ["back"]
+    assert (llm.n_calls, llm.n_hits) == (2, 1)
+
+
+def test_an_error_costs_its_own_chunk_only():
+    class Flaky(Recorder):
+        def generate(self, prompts):
+            if len(self.batches) == 1:
+                self.batches.append(list(prompts))
+                raise LanguageModelError("out of memory")
+            return super().generate(prompts)
+
+    llm = CachedLanguageModel(Flaky(), ReplyCache(None))
+    prompts = [f"{k:03}" for k in range(3 * CHUNK)]
+    replies = llm.generate(prompts)
+    failed = [k for k, reply in enumerate(replies) if isinstance(reply, LanguageModelError)]
+    assert failed == list(range(CHUNK, 2 * CHUNK))
+    assert len(llm.cache) == 2 * CHUNK
+    assert llm.generate(prompts) == [f"reply to {p}" for p in prompts]
+    assert max(llm.model.asked.values()) == 1
+
+
+def test_other_errors_are_not_swallowed():
+    def broken(prompt):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        CachedLanguageModel(Recorder(broken), ReplyCache(None)).generate(["a"])
+
+
+def test_short_prompts_first_so_that_batches_need_little_padding():
+    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
+    llm.generate(["long " * 5, "x", "mid mid"])
+    assert llm.model.batches == [["x", "mid mid", "long " * 5]]
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough" * 40, b"\0" * 4096])
+def test_damaged_file_is_moved_aside(tmp_path, content):
+    path = tmp_path / "replies.sqlite"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"is damaged .* moved to .*replies\.corrupt"):
+        cache = ReplyCache(tmp_path)
+    assert path.with_suffix(".corrupt").read_bytes() == content
+    llm = CachedLanguageModel(Recorder(), cache)
+    assert llm.generate(["a"]) == llm.generate(["a"])
+    assert llm.n_calls == 1
+
+
+def test_file_cut_short_is_moved_aside(tmp_path):
+    cache = ReplyCache(tmp_path)
+    cache.put({f"{k}": "x" * 2000 for k in range(50)})
+    cache._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    cache.close()
+    path = tmp_path / "replies.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + b"\xff" * 4000 + data[4100:])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert len(ReplyCache(tmp_path)) == 0
+
+
+def test_full_disk_costs_the_cache_and_not_the_run(tmp_path):
+    cache = ReplyCache(tmp_path)
+    cache._connection.execute("PRAGMA max_page_count = 4")
+    llm = CachedLanguageModel(Recorder(lambda prompt: prompt * 30_000), cache)
+    with pytest.warns(UserWarning, match="cannot be written .*full.*: the run goes on"):
+        assert llm.generate(["a", "b"]) == ["a" * 30_000, "b" * 30_000]
+    assert llm.generate(["c" * 9]) == ["c" * 270_000]  # warned once, works on
+
+
+def test_file_that_cannot_be_written_costs_the_cache_and_not_the_run(tmp_path):
+    cache = ReplyCache(tmp_path)
+    cache.put({"k": "v"})
+    cache._connection.execute("PRAGMA query_only = ON")  # chmod does not stop root
+    llm = CachedLanguageModel(Recorder(), cache)
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert llm.generate(["a"]) == ["reply to a"]
+    assert cache.get(["k"]) == {"k": "v"}
+
+
+def test_fingerprints_and_kinds_are_kept_apart(tmp_path):
+    cache = ReplyCache(tmp_path)
+    one = CachedLanguageModel(Recorder(lambda _: "one", name="one"), cache)
+    two = CachedLanguageModel(Recorder(lambda _: "two", name="two"), cache)
+    assert one.generate(["a"]) == ["one"]
+    assert two.generate(["a"]) == ["two"]
+    assert one.permute(["a"], [["x", "y"]]) != ["one"]
+    assert one.score(["a"], [["x", "y"]])[0] != "one"
+    assert len(cache) == 4
+    assert one.permute(["a"], [["x"]]) == ["x"]
+    assert one.score(["a"], [["x"]], ["begun"]) != one.score(["a"], [["x"]])
+
+
+def test_scores_do_not_depend_on_the_order_they_were_asked_in():
+    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
+    (row,) = llm.score(["p"], [["a", "bbb", "cc"]])
+    assert row == pytest.approx([-1.01, -1.03, -1.02])
+    (turned,) = llm.score(["p"], [["cc", "a", "bbb"]])
+    assert turned == [row[2], row[0], row[1]]
+    (twice,) = llm.score(["p"], [["a", "a", "cc", "bbb"]])
+    assert twice == [row[0], row[0], row[2], row[1]]
+    assert llm.n_calls == 1
+
+
+def test_many_keys_at_once():
+    cache = ReplyCache(None)
+    cache.put({f"k{k}": k for k in range(1300)})
+    assert cache.get([f"k{k}" for k in range(1400)]) == {f"k{k}": k for k in range(1300)}
+
+
+def test_replies_come_back_as_they_were(tmp_path):
+    reply = 'quote " backslash \\ line\nbreak  七人の侍 \U0001f3ac end'
+    CachedLanguageModel(Recorder(lambda _: reply), ReplyCache(tmp_path)).generate(["a"])
+    again = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
+    assert again.generate(["a"]) == [reply]
+
+
+WRITER = """
+import sys, time
+from rpp.llms.base import ScriptedLanguageModel
+from rpp.llms.cache import CachedLanguageModel, ReplyCache
+
+folder, start, stop, pause = sys.argv[1], *map(int, sys.argv[2:5])
+
+class Logged(ScriptedLanguageModel):
+    def generate(self, prompts):
+        with open(folder + "/asked.txt", "a") as log:
+            log.write("".join(p + chr(10) for p in prompts))
+        if pause and prompts[0] >= "00064":
+            print("third chunk", flush=True)
+            time.sleep(60)
+        return super().generate(prompts)
+
+llm = CachedLanguageModel(Logged(lambda p: "r" + p), ReplyCache(folder))
+prompts = [f"{k:05}" for k in range(start, stop)]
+for _ in range(1 if pause else 3):
+    assert llm.generate(prompts) == ["r" + p for p in prompts]
+"""
+
+
+@pytest.fixture
+def start_writer(tmp_path):
+    """Start a process that asks for prompts through the cache in ``tmp_path``."""
+    script = tmp_path / "writer.py"
+    script.write_text(textwrap.dedent(WRITER))
+    running = []
+
+    def start(first, last, pause=0):
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), str(first), str(last), str(pause)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_two_processes_write_at_once(tmp_path, start_writer):
+    processes = [start_writer(0, 600), start_writer(400, 1000)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert len(ReplyCache(tmp_path)) == 1000
+
+
+def test_killed_process_goes_on_where_it_was(tmp_path, start_writer):
+    process = start_writer(0, 4 * CHUNK, pause=1)
+    assert process.stdout.readline() == "third chunk\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert len(ReplyCache(tmp_path)) == 2 * CHUNK
+    (tmp_path / "asked.txt").unlink()
+    second = start_writer(0, 4 * CHUNK)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    asked = (tmp_path / "asked.txt").read_text().split()
+    assert asked == [f"{k:05}" for k in range(2 * CHUNK, 4 * CHUNK)]
+
+
+def test_waits_for_a_writer_instead_of_failing(tmp_path):
+    cache = ReplyCache(tmp_path)
+    other = sqlite3.connect(tmp_path / "replies.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.perf_counter()
+    cache._connection.execute("PRAGMA busy_timeout = 200")
+    with pytest.warns(UserWarning, match="locked"):
+        cache.put({"a": 1})
+    assert time.perf_counter() - started > 0.15
+    other.execute("ROLLBACK")
+    cache.put({"b": 2})
+    assert cache.get(["a", "b"]) == {"b": 2}
+    other.close()

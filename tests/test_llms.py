@@ -1,0 +1,373 @@
+"""Hugging Face models, on a random network of two layers made by the test."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from conftest import save_llm
+from contracts import OPTIONS, PROMPTS, LanguageModelContract
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.huggingface import ALPACA, GumbelNoise, HuggingFaceLanguageModel, _allowed
+from rpp.types import InputError
+
+LETTERS = tuple("ABCDEFGHIJ")
+
+# peft 0.21 reads an attribute that transformers 5 has renamed
+PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llm_folder):
+    return HuggingFaceLanguageModel(str(tiny_llm_folder), max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def make(tiny_llm_folder):
+    """Make a language model of the tiny folder with other settings."""
+
+    def make(**options):
+        return HuggingFaceLanguageModel(str(tiny_llm_folder), **{"max_new_tokens": 12} | options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sampled(make):
+    return make(temperature=0.8, top_p=0.9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def alpaca(make):
+    return make(template="alpaca")
+
+
+class TestGreedy(LanguageModelContract):
+    """With the module's fixture ``llm``."""
+
+
+class TestSampled(LanguageModelContract):
+    @pytest.fixture
+    def llm(self, sampled):
+        return sampled
+
+
+class TestAlpaca(LanguageModelContract):
+    @pytest.fixture
+    def llm(self, alpaca):
+        return alpaca
+
+
+def naive_score(llm, head, tail):
+    """Sum of log-softmax over the whole sequence, nothing shared and nothing padded."""
+    with torch.no_grad():
+        logits = llm.network(input_ids=torch.tensor([head + tail])).logits[0].double()
+    log_probs = logits.log_softmax(-1)
+    return sum(log_probs[len(head) - 1 + k, token].item() for k, token in enumerate(tail))
+
+
+def test_scores_are_those_of_a_plain_forward_pass(llm):
+    begun = ["", "1. ", "Red ", "a"]
+    rows = llm.score(PROMPTS, OPTIONS, begun)
+    for prompt, start, texts, row in zip(PROMPTS, begun, OPTIONS, rows, strict=True):
+        for text, score in zip(texts, row, strict=True):
+            tail = llm.tokenizer(text, add_special_tokens=False).input_ids
+            head = llm._encode(prompt, start)
+            assert score == pytest.approx(naive_score(llm, head, tail), abs=1e-4)
+
+
+def test_scores_sum_over_tokens(llm):
+    """Several tokens: the chain rule over the continuation's own tokens."""
+    ids = llm.tokenizer("Red Harbour", add_special_tokens=False).input_ids
+    assert len(ids) > 1
+    (whole,) = llm.score(["x"], [["Red Harbour"]])[0]
+    head = llm._encode("x")
+    parts = [naive_score(llm, head + ids[:k], [ids[k]]) for k in range(len(ids))]
+    assert whole == pytest.approx(sum(parts), abs=1e-4)
+
+
+def test_small_batches_score_and_write_the_same(llm, make):
+    small = make(tokens_per_batch=1)
+    assert small.generate(PROMPTS) == llm.generate(PROMPTS)
+    assert small.permute(PROMPTS, OPTIONS) == llm.permute(PROMPTS, OPTIONS)
+    for row, other in zip(small.score(PROMPTS, OPTIONS), llm.score(PROMPTS, OPTIONS), strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+
+
+def test_nothing_cannot_be_scored(llm):
+    with pytest.raises(ValueError, match="nothing to score in ''"):
+        llm.score(["x"], [["A", ""]])
+
+
+def test_greedy_takes_the_most_probable_token(llm):
+    head = llm._encode("What next?")
+    written = []
+    for _ in range(12):
+        with torch.no_grad():
+            token = int(
+                llm.network(input_ids=torch.tensor([head + written])).logits[0, -1].argmax()
+            )
+        if token == llm.tokenizer.eos_token_id:
+            break
+        written.append(token)
+    expected = llm.tokenizer.decode(written, skip_special_tokens=True)
+    assert llm.generate(["What next?"]) == [expected]
+
+
+def test_permute_is_the_greedy_choice_among_what_is_left(llm):
+    """With options of one token: at every line the most probable one that is left."""
+    prompts = ["Rank one", "Rank two", "Rank three"]
+    expected = []
+    for prompt in prompts:
+        left, lines = list(LETTERS[:5]), ""
+        while left:
+            (scores,) = llm.score([prompt], [left], [lines])
+            lines += left.pop(scores.index(max(scores))) + "\n"
+        expected.append(lines.rstrip("\n"))
+    assert llm.permute(prompts, [LETTERS[:5]] * 3) == expected
+    assert len(set(expected)) > 1
+
+
+def test_default_permute_is_the_best_line_among_what_is_left(llm):
+    """The base class scores whole lines, their ends included."""
+    (reply,) = LanguageModel.permute(llm, ["Rank"], [["A", "Red Harbour", "B"]])
+    (scores,) = llm.score(["Rank"], [["A\n", "Red Harbour\n", "B\n"]])
+    best = ["A", "Red Harbour", "B"][scores.index(max(scores))]
+    assert reply.split("\n")[0] == best
+    assert sorted(reply.split("\n")) == ["A", "B", "Red Harbour"]
+
+
+def test_allowed_tokens_by_hand():
+    lines = [[1, 9], [1, 2, 9], [3, 9]]
+    assert _allowed([], lines) == [1, 3]
+    assert _allowed([1], lines) == [2, 9]
+    assert _allowed([1, 9], lines) == [1, 3]
+    assert _allowed([1, 9, 1], lines) == [2]
+    assert _allowed([3, 9, 1, 2, 9, 1], lines) == [9]
+    assert _allowed([3, 9, 1, 2, 9, 1, 9], lines) == []
+
+
+def test_sampling_depends_on_seed_and_prompt_alone(make):
+    llm = make(temperature=1.0, seed=0)
+    again, other = make(temperature=1.0, seed=0), make(temperature=1.0, seed=1)
+    assert llm.generate(PROMPTS) == again.generate(PROMPTS[::-1])[::-1]
+    assert llm.generate(PROMPTS) != other.generate(PROMPTS)
+    assert make(temperature=1e-4).generate(PROMPTS) == make().generate(PROMPTS)
+
+
+def test_noise_samples_from_the_distribution():
+    """The argmax after Gumbel noise has the softmax's frequencies."""
+    probs = torch.tensor([0.5, 0.3, 0.2])
+    noise = GumbelNoise([f"prompt {k}" for k in range(4000)], seed=0)
+    draws = noise(None, probs.log().repeat(4000, 1)).argmax(-1)
+    counts = Counter(draws.tolist())
+    for token, p in enumerate(probs.tolist()):
+        assert counts[token] / 4000 == pytest.approx(p, abs=0.03)  # four standard errors
+
+
+def test_top_p_leaves_out_the_tail(make):
+    assert make(temperature=1.0, top_p=1e-6).generate(PROMPTS) == make().generate(PROMPTS)
+
+
+def test_reply_length_is_bounded(make):
+    llm = make(max_new_tokens=3)
+    llm.generate(["a"])
+    assert 0 < llm.usage.reply_tokens <= 3
+
+
+def test_templates(make):
+    chat, alpaca, none = (make(template=t) for t in ("chat", "alpaca", "none"))
+    assert chat.tokenizer.decode(chat._encode("Hi", "1.")) == "<|user|>Hi<|end|><|assistant|>1."
+    assert alpaca.tokenizer.decode(alpaca._encode("Hi", "1.")) == (
+        "### Instruction:\nHi\n\n### Response:\n1."
+    )
+    assert ALPACA.format(prompt="Hi") + "1." == alpaca.tokenizer.decode(alpaca._encode("Hi", "1."))
+    assert none.tokenizer.decode(none._encode("Hi")) == "Hi"
+    assert chat.count_tokens("Hi") > none.count_tokens("Hi")
+
+
+def test_braces_in_a_title_do_not_break_the_template(make):
+    llm = make(template="alpaca")
+    assert "{0} {x}" in llm.tokenizer.decode(llm._encode("{0} {x}"))
+
+
+def test_context_length_is_the_models(llm):
+    assert llm.context_length == 2048
+
+
+def test_context_length_needs_no_weights(make):
+    llm = make()
+    assert llm.context_length == 2048
+    assert llm.count_tokens("abc") > 0
+    assert "network" not in llm.__dict__
+
+
+def test_network_is_frozen_and_freed(make):
+    llm = make()
+    llm.generate(["a"])
+    assert not any(p.requires_grad for p in llm.network.parameters())
+    assert not llm.network.training
+    llm.close()
+    assert "network" not in llm.__dict__
+
+
+def test_fingerprint_knows_everything_that_changes_a_reply(make, tmp_path):
+    base = make()
+    assert base.fingerprint == make().fingerprint
+    assert make(seed=5, top_p=0.5).fingerprint == base.fingerprint  # greedy: no difference
+    assert make(tokens_per_batch=64).fingerprint == base.fingerprint
+    settings = [
+        {"template": "alpaca"},
+        {"dtype": "bfloat16"},
+        {"max_new_tokens": 13},
+        {"revision": "abc"},
+        {"quantization": "8bit"},
+        {"adapter": "someone/adapter"},
+        {"temperature": 0.2},
+        {"temperature": 0.3},
+        {"temperature": 0.2, "top_p": 0.9},
+        {"temperature": 0.2, "seed": 1},
+    ]
+    assert len({base.fingerprint, *(make(**s).fingerprint for s in settings)}) == 11
+    json.loads(base.fingerprint)
+
+
+def test_fingerprint_knows_the_content_of_a_folder(tiny_llm_folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_llm_folder, copy)
+    first = HuggingFaceLanguageModel(str(tiny_llm_folder)).fingerprint
+    assert HuggingFaceLanguageModel(str(copy)).fingerprint == first
+    save_llm(copy, seed=1)  # other weights, same sizes
+    assert HuggingFaceLanguageModel(str(copy)).fingerprint != first
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tiny_llm_folder, tmp_path_factory):
+    """A LoRA adapter that changes the model."""
+    folder = tmp_path_factory.mktemp("adapter")
+    network = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llm_folder),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+    )
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    network.save_pretrained(folder)
+    return folder, network.eval()
+
+
+@PEFT
+def test_adapter_is_applied(make, llm, adapter_folder):
+    folder, network = adapter_folder
+    adapted = make(adapter=str(folder))
+    (scores,) = adapted.score(["Rank"], [LETTERS])
+    with torch.no_grad():
+        ids = torch.tensor([adapted._encode("Rank")])
+        log_probs = network(input_ids=ids).logits[0, -1].log_softmax(-1)
+    tokens = [adapted.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
+    assert scores == pytest.approx(log_probs[tokens].tolist(), abs=1e-4)
+    assert scores != pytest.approx(llm.score(["Rank"], [LETTERS])[0], abs=0.1)
+    assert len(adapted.generate(PROMPTS)) == len(PROMPTS)
+
+
+@PEFT
+def test_fingerprint_knows_the_content_of_an_adapter(make, adapter_folder, tmp_path):
+    folder, _ = adapter_folder
+    shutil.copytree(folder, tmp_path / "a")
+    copied = make(adapter=str(tmp_path / "a"))
+    assert copied.fingerprint == make(adapter=str(folder)).fingerprint
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert make(adapter=str(tmp_path / "a")).fingerprint != copied.fingerprint
+
+
+def one_sentence(message):
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+def test_missing_model_is_named(tmp_path):
+    folder = tmp_path / "no such model"
+    llm = HuggingFaceLanguageModel(str(folder))
+    with pytest.raises(InputError, match=re.escape(str(folder))) as caught:
+        llm.generate(["a"])
+    one_sentence(str(caught.value))
+
+
+def test_folder_without_a_model_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot load the language model") as caught:
+        HuggingFaceLanguageModel(str(tmp_path)).generate(["a"])
+    one_sentence(str(caught.value))
+
+
+def test_missing_adapter_is_named(make, tmp_path):
+    llm = make(adapter=str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="cannot load the adapter") as caught:
+        llm.generate(["a"])
+    one_sentence(str(caught.value))
+
+
+def test_model_without_chat_template_names_the_remedy(tmp_path):
+    save_llm(tmp_path, chat_template=None)
+    with pytest.raises(InputError, match="no chat template: set template to alpaca or none"):
+        HuggingFaceLanguageModel(str(tmp_path)).generate(["a"])
+    assert HuggingFaceLanguageModel(str(tmp_path), template="none", max_new_tokens=2).generate(
+        ["a"]
+    )
+
+
+def test_out_of_memory_names_the_remedy(make, monkeypatch):
+    llm = make()
+
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("tried to allocate 8 GiB")
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
+    monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: fail)
+    for ask in (
+        lambda: llm.generate(["a"]),
+        lambda: llm.permute(["a"], [["A", "B"]]),
+        lambda: llm.score(["a"], [["A"]]),
+    ):
+        with pytest.raises(LanguageModelError, match=r"lower .*tokens_per_batch"):
+            ask()
+
+
+def test_trainers_device_is_taken_unless_one_is_named(make):
+    auto, named = make(), make(device="cpu")
+    for llm in (auto, named):
+        llm.place(torch.device("meta"))
+    assert (auto.device.type, named.device.type) == ("meta", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+def test_precision(make, dtype, expected):
+    llm = make(dtype=dtype, device="cpu")
+    assert llm.dtype == expected
+    assert next(llm.network.parameters()).dtype == expected
+
+
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+def test_quantised_weights(tmp_path, precision):
+    pytest.importorskip("bitsandbytes")
+    save_llm(tmp_path, width=64)  # a block of 4-bit weights is 64 wide
+    whole = HuggingFaceLanguageModel(str(tmp_path), max_new_tokens=4, device="cpu")
+    small = HuggingFaceLanguageModel(
+        str(tmp_path), max_new_tokens=4, device="cpu", quantization=precision
+    )
+    assert len(small.generate(PROMPTS[:2])) == 2
+    (ours,), (theirs,) = small.score(["Rank"], [LETTERS]), whole.score(["Rank"], [LETTERS])
+    assert ours != theirs
+    assert torch.corrcoef(torch.tensor([ours, theirs]))[0, 1] > 0.7

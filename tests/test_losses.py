@@ -1,0 +1,155 @@
+"""Returns and losses, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
+
+NAN = math.nan
+
+REWARDS = torch.tensor([[0.1], [0.2], [0.4]], dtype=torch.float64)  # T = 3, B = 1
+VALUES = torch.tensor([[[10.0]], [[20.0]], [[0.0]]], dtype=torch.float64)  # of the states reached
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, [0.1 + 0.5 * 10, 0.2 + 0.5 * 20, 0.4 + 0.5 * 0]),
+        (2, [0.1 + 0.5 * 0.2 + 0.25 * 20, 0.2 + 0.5 * 0.4 + 0.25 * 0, 0.4]),
+        (3, [0.1 + 0.5 * 0.2 + 0.25 * 0.4, 0.2 + 0.5 * 0.4, 0.4]),
+        (99, [0.1 + 0.5 * 0.2 + 0.25 * 0.4, 0.2 + 0.5 * 0.4, 0.4]),
+    ],
+    ids=["one step", "two steps", "Monte Carlo", "more than there are"],
+)
+def test_returns_by_hand(n, expected):
+    returns = n_step_returns(REWARDS, VALUES, discount=0.5, n=n)
+    assert returns.shape == (3, 1, 1)
+    assert returns.flatten().tolist() == pytest.approx(expected)
+
+
+def test_returns_of_a_bandit_are_the_rewards():
+    returns = n_step_returns(REWARDS, VALUES, discount=0.0, n=1)
+    assert torch.equal(returns[:, :, 0], REWARDS)
+
+
+def test_every_user_has_their_own_reward_and_every_agent_its_own_value():
+    rewards = torch.tensor([[0.0, 1.0]])  # two users
+    values = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])  # three agents
+    returns = n_step_returns(rewards, values, discount=0.1, n=1)
+    assert returns[0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert returns[0, 1].tolist() == pytest.approx([1.4, 1.5, 1.6])
+
+
+def test_failed_call_spoils_the_returns_that_need_it_and_no_other():
+    rewards = torch.tensor([[0.1, 0.1], [NAN, 0.2], [0.4, 0.4]])
+    values = torch.ones(3, 2, 1)
+    one = n_step_returns(rewards, values, discount=0.5, n=1)[..., 0]
+    assert one[:, 0].isnan().tolist() == [False, True, False]
+    two = n_step_returns(rewards, values, discount=0.5, n=2)[..., 0]
+    assert two[:, 0].isnan().tolist() == [True, True, False]
+    assert not one[:, 1].isnan().any()
+    assert not two[:, 1].isnan().any()
+
+
+def test_bootstrap_value_is_held_constant():
+    values = VALUES.clone().requires_grad_()
+    assert not n_step_returns(REWARDS, values, discount=0.5, n=2).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rewards", "values"),
+    [((3, 2), (3, 1, 4)), ((3, 2), (2, 2, 4)), ((3, 2), (3, 2)), ((2, 3), (3, 2, 4))],
+)
+def test_returns_refuse_shapes_that_would_broadcast(rewards, values):
+    with pytest.raises(ValueError, match="shapes differ"):
+        n_step_returns(torch.zeros(rewards), torch.zeros(values), 0.9, 1)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_returns_need_a_reward(n):
+    with pytest.raises(ValueError, match=f"n is {n}"):
+        n_step_returns(REWARDS, VALUES, 0.9, n)
+
+
+def test_critic_loss_by_hand():
+    returns = torch.tensor([[1.0, 0.0], [0.5, 2.0]])  # two users, two agents
+    values = torch.tensor([[0.0, 0.5], [1.0, 0.0]])
+    loss = critic_loss(returns, values)
+    assert loss.tolist() == pytest.approx([(1.0**2 + 0.5**2) / 2, (0.5**2 + 2.0**2) / 2])
+
+
+def test_critic_is_pulled_towards_the_return():
+    returns = torch.tensor([[1.0], [1.0]], requires_grad=True)
+    values = torch.tensor([[0.0], [3.0]], requires_grad=True)
+    critic_loss(returns, values).sum().backward()
+    assert values.grad.flatten().tolist() == pytest.approx([-2 * 1 / 2, 2 * 2 / 2])
+    assert returns.grad is None
+
+
+def test_actor_loss_by_hand():
+    log_prob = torch.tensor([[math.log(0.5)], [math.log(0.25)]])
+    advantage = torch.tensor([[2.0], [-1.0]])
+    entropy = torch.tensor([[0.7], [0.3]])
+    loss = actor_loss(log_prob, advantage, entropy, entropy_coef=0.01)
+    gains = (math.log(0.5) * 2 + 0.01 * 0.7, math.log(0.25) * -1 + 0.01 * 0.3)
+    assert loss.tolist() == pytest.approx([-sum(gains) / 2])
+
+
+def test_descent_makes_good_actions_likelier_and_policies_broader():
+    log_prob = torch.tensor([[-1.0], [-1.0]], requires_grad=True)
+    entropy = torch.tensor([[0.5], [0.5]], requires_grad=True)
+    actor_loss(log_prob, torch.tensor([[2.0], [-3.0]]), entropy, 0.1).sum().backward()
+    assert log_prob.grad.flatten().tolist() == pytest.approx([-2 / 2, 3 / 2])
+    assert entropy.grad.flatten().tolist() == pytest.approx([-0.1 / 2, -0.1 / 2])
+
+
+def test_advantage_passes_no_gradient_to_the_critic():
+    value = torch.tensor([[0.3], [0.6]], requires_grad=True)
+    log_prob = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+    actor_loss(log_prob, 1 - value, torch.zeros(2, 1), 0.0).sum().backward()
+    assert value.grad is None
+    assert log_prob.grad.abs().sum() > 0
+
+
+def test_failed_calls_are_left_out_of_the_means():
+    returns = torch.tensor([[1.0], [NAN], [3.0]])
+    values = torch.tensor([[0.0], [5.0], [1.0]], requires_grad=True)
+    log_prob = torch.tensor([[-1.0], [-9.0], [-2.0]], requires_grad=True)
+    entropy = torch.tensor([[0.1], [0.9], [0.3]], requires_grad=True)
+    critic = critic_loss(returns, values)
+    actor = actor_loss(log_prob, returns - values, entropy, 0.5)
+    assert critic.tolist() == pytest.approx([(1 + 4) / 2])
+    assert actor.tolist() == pytest.approx([-(-1 * 1 + 0.5 * 0.1 - 2 * 2 + 0.5 * 0.3) / 2])
+    (critic + actor).sum().backward()
+    for leaf in (values, log_prob, entropy):
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad[1] == 0
+        assert (leaf.grad[[0, 2]] != 0).all()
+
+
+def test_nothing_but_failures_is_no_loss():
+    returns = torch.full((2, 3), NAN)
+    values = torch.zeros(2, 3, requires_grad=True)
+    loss = critic_loss(returns, values) + actor_loss(values, returns, values, 0.1)
+    assert loss.tolist() == [0, 0, 0]
+    loss.sum().backward()
+    assert values.grad.abs().sum() == 0
+
+
+def test_losses_are_means_over_steps_and_users_for_every_agent():
+    returns, values = torch.rand(4, 5, 3), torch.rand(4, 5, 3)
+    expected = [((returns - values)[..., k] ** 2).mean().item() for k in range(3)]
+    assert critic_loss(returns, values).tolist() == pytest.approx(expected)
+
+
+def test_losses_refuse_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match="shapes differ"):
+        critic_loss(torch.zeros(4, 1), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="shapes differ"):
+        actor_loss(torch.zeros(4, 3), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
+    with pytest.raises(ValueError, match="shapes differ"):
+        actor_loss(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
