@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_data_prep import games, lastfm, ml_1m, ml_100k
 
 from rpp.cli import main, run
 from rpp.types import InputError
@@ -134,23 +135,30 @@ def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
     assert json.loads((here / "results/ml-100k/results.json").read_text())["table"] == first
 
 
+RAW = {"ml-100k": ml_100k, "ml-1m": ml_1m, "games": games, "lastfm": lastfm}
+
+
 @pytest.mark.parametrize("data", SETS)
-def test_every_data_overlay(here, monkeypatch, data):
-    """Each data set's own keys parse; the files of the made-up one stand in for it."""
-    seen = {}
-    monkeypatch.setattr(
-        "rpp.data.datamodule.prepare", lambda settings, folder: seen.update(settings=settings)
-    )
-    monkeypatch.setattr(
-        "rpp.data.datamodule.load_or_train", lambda *_: pytest.fail("no data were prepared")
-    )
-    overlay = here / "overlay.yaml"
-    environment = {"environment": yaml.safe_load((here / "small.yaml").read_text())["environment"]}
-    overlay.write_text(yaml.safe_dump(environment))
-    options = ["fit", "--config", "conf/rpp.yaml", "--config", f"conf/data/{data}.yaml"]
-    with pytest.raises(pytest.fail.Exception, match="no data were prepared"):
-        main([*options, "--config", str(overlay), "--trainer.accelerator", "cpu"])
-    assert seen["settings"].name == data
+def test_every_data_overlay(here, monkeypatch, custom_csv, data):
+    """Each data set is prepared from raw files in its original form and trained on."""
+    overlay = yaml.safe_load((here / "small.yaml").read_text())
+    for key in ("name", "custom", "order"):
+        del overlay["data"]["init_args"][key]
+    if data == "custom":
+        (here / "my_data").mkdir()
+        (here / "my_data/interactions.csv").symlink_to(custom_csv.interactions)
+        (here / "my_data/items.csv").symlink_to(custom_csv.titles)
+    else:
+        RAW[data](here / "raw")
+        overlay["data"]["init_args"] |= {"raw_dir": "raw", "min_interactions": 0}
+        overlay["data"]["init_args"] |= {"n_validation_users": 4, "n_test_users": 4}
+    (here / "small.yaml").write_text(yaml.safe_dump(overlay))
+    main(
+        ["fit", "--config", "conf/rpp.yaml", "--config", f"conf/data/{data}.yaml",
+         "--config", "small.yaml", "--trainer.fast_dev_run", "true"]
+    )  # fmt: skip
+    summary = json.loads((here / f"data/{data}/summary.json").read_text())
+    assert summary["settings"]["name"] == data
 
 
 @pytest.mark.parametrize("llm", LLMS)

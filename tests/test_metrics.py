@@ -1,4 +1,4 @@
-"""Metrics: by hand, against torchmetrics, the invariants of every results row, chance, bootstrap."""
+"""Metrics: by hand, against torchmetrics, invariants of every results row, bootstrap."""
 
 from __future__ import annotations
 

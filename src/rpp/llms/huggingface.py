@@ -46,7 +46,8 @@ class HuggingFaceLanguageModel(LanguageModel):
         adapter: Folder or hub id of a peft (LoRA) adapter.
         template: ``chat``: the model's own chat template; ``alpaca``: instruction and response;
             ``none``: the prompt as it is.
-        dtype: ``auto``: float32 on a CPU, bfloat16 or float16 on a GPU.
+        dtype: ``auto``: bfloat16 where the processor computes in it (a GPU, or a CPU with
+            AVX512-BF16 or AMX), else float16 on a GPU and float32 on a CPU.
         quantization: ``4bit`` (nf4) or ``8bit`` weights by bitsandbytes.
         device: ``auto``: the trainer's device.
         temperature: 0 is greedy; the paper uses 0.2.
@@ -106,7 +107,9 @@ class HuggingFaceLanguageModel(LanguageModel):
                 self.dtype_name, torch.float16
             )
         if self.device.type == "cpu":
-            return torch.float32
+            able = torch.cpu.get_capabilities()
+            native = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
+            return torch.bfloat16 if native else torch.float32
         if self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
             return torch.float16
         return torch.bfloat16
@@ -186,8 +189,8 @@ class HuggingFaceLanguageModel(LanguageModel):
             return load(self.path, revision=self.revision, **options)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"cannot load the language model {self.model_name!r}: {_first_line(error)} Check the"
-                " name or folder; for a gated model accept its licence on huggingface.co and set"
+                f"cannot load the language model {self.model_name!r}: {_first_line(error)}"
+                " Check the name or folder; for a gated model accept its licence on huggingface.co and set"
                 " HF_TOKEN; without network use the embedded smollm2-135m-instruct"
             ) from error
 
