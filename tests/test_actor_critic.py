@@ -94,6 +94,12 @@ def test_inverse_cdf_by_hand(uniform, expected):
     assert _inverse_cdf(probs, torch.tensor([[uniform]])).item() == expected
 
 
+def test_an_action_of_probability_zero_is_not_drawn_at_the_very_edge():
+    probs = torch.tensor([[[0.0, 0.5, 0.0, 0.5]]], dtype=torch.float64)
+    assert _inverse_cdf(probs, torch.tensor([[0.0]])).item() == 1
+    assert _inverse_cdf(probs, torch.tensor([[0.5]])).item() == 3
+
+
 def test_draws_have_the_policys_frequencies(agents):
     state = torch.randn(1, 8).expand(4000, 8)
     actions = agents(state, uniforms((0, 1), range(4000), 4)).actions

@@ -26,7 +26,7 @@ PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is depreca
 
 @pytest.fixture(scope="module")
 def llm(tiny_llm_folder):
-    return HuggingFaceLanguageModel(str(tiny_llm_folder), max_new_tokens=12)
+    return HuggingFaceLanguageModel(str(tiny_llm_folder), dtype="float32", max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def make(tiny_llm_folder):
     """Make a language model of the tiny folder with other settings."""
 
     def make(**options):
-        return HuggingFaceLanguageModel(str(tiny_llm_folder), **{"max_new_tokens": 12} | options)
+        settings = {"dtype": "float32", "max_new_tokens": 12} | options  # exact on any machine
+        return HuggingFaceLanguageModel(str(tiny_llm_folder), **settings)
 
     return make
 
@@ -351,7 +352,7 @@ def test_trainers_device_is_taken_unless_one_is_named(make):
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
 def test_precision(make, dtype, expected):
     llm = make(dtype=dtype, device="cpu")
@@ -359,14 +360,21 @@ def test_precision(make, dtype, expected):
     assert next(llm.network.parameters()).dtype == expected
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_automatic_precision_is_what_the_processor_computes(make, monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    llm = make(dtype="auto", device="cpu")
+    assert llm.dtype == (torch.bfloat16 if native else torch.float32)
+    assert str(llm.dtype) in llm.fingerprint
+
+
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
 def test_quantised_weights(tmp_path, precision):
     pytest.importorskip("bitsandbytes")
     save_llm(tmp_path, width=64)  # a block of 4-bit weights is 64 wide
-    whole = HuggingFaceLanguageModel(str(tmp_path), max_new_tokens=4, device="cpu")
-    small = HuggingFaceLanguageModel(
-        str(tmp_path), max_new_tokens=4, device="cpu", quantization=precision
-    )
+    settings = {"max_new_tokens": 4, "device": "cpu", "dtype": "float32"}
+    whole = HuggingFaceLanguageModel(str(tmp_path), **settings)
+    small = HuggingFaceLanguageModel(str(tmp_path), quantization=precision, **settings)
     assert len(small.generate(PROMPTS[:2])) == 2
     (ours,), (theirs,) = small.score(["Rank"], [LETTERS]), whole.score(["Rank"], [LETTERS])
     assert ours != theirs

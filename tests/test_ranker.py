@@ -331,7 +331,7 @@ def test_fits_leaves_room_for_the_reply():
 
 @pytest.mark.parametrize("decoding", ["generate", "constrained", "first_token", "likelihood"])
 def test_every_decoding_with_a_real_network(decoding, tiny_llm_folder, tiny_episodes):
-    llm = HuggingFaceLanguageModel(str(tiny_llm_folder), max_new_tokens=8)
+    llm = HuggingFaceLanguageModel(str(tiny_llm_folder), dtype="float32", max_new_tokens=8)
     ranker = Ranker(llm, decoding)
     episodes = tiny_episodes[:4]
     prompts = prompts_for(episodes, ranker.display.answer)

@@ -190,8 +190,8 @@ class HuggingFaceLanguageModel(LanguageModel):
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot load the language model {self.model_name!r}: {_first_line(error)}"
-                " Check the name or folder; for a gated model accept its licence on huggingface.co and set"
-                " HF_TOKEN; without network use the embedded smollm2-135m-instruct"
+                " Check the name or folder; for a gated model accept its licence on huggingface.co"
+                " and set HF_TOKEN; without network use the embedded smollm2-135m-instruct"
             ) from error
 
     @cached_property
