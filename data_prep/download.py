@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pooch  # type: ignore[import-untyped]  # has no annotations
+import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

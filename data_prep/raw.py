@@ -147,7 +147,9 @@ def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
         .unique("item_id", keep="first", maintain_order=True)
         .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))
         .with_columns(alone=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
-        .select("item_id", title=pl.when(pl.col("alone") & shorten).then("short").otherwise("title"))
+        .select(
+            "item_id", title=pl.when(pl.col("alone") & shorten).then("short").otherwise("title")
+        )
         .collect()
     )
 

@@ -154,7 +154,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         table.add_column(column, justify="right" if column else "left")
     for key in Counts._fields:
         row = (summary["counts"][column] for column in ("paper", "raw", "prepared"))
-        table.add_row(key, *(f"{counts[key]:,}" if counts else "–" for counts in row))  # noqa: RUF001
+        table.add_row(key, *(f"{counts[key]:,}" if counts else "–" for counts in row))
     console.print(table)
     for sentence in summary["explanations"]:
         console.print(f"- {sentence}", highlight=False, markup=False)

@@ -62,7 +62,10 @@ class MadeUpUsers(LightningDataModule):
         self.vectors = CollaborativeVectors(
             torch.randn(start, 16, generator=rng), torch.randn(N_ITEMS, 16, generator=rng)
         )
-        self.summary = {"fingerprint": f"made up {seed}", "settings": {"name": "made-up", "seed": seed}}
+        self.summary = {
+            "fingerprint": f"made up {seed}",
+            "settings": {"name": "made-up", "seed": seed},
+        }
         self.batch_size = batch_size
         self.seed = seed
 
@@ -71,12 +74,18 @@ class MadeUpUsers(LightningDataModule):
 
     def _loader(self, split: Split, sampler: Any = None) -> DataLoader[Episode]:
         return DataLoader(
-            self.by_split[split], batch_size=self.batch_size, sampler=sampler, collate_fn=list  # type: ignore[arg-type]
+            self.by_split[split],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=list,  # type: ignore[arg-type]
         )
 
     def train_dataloader(self) -> DataLoader[Episode]:
         sampler = DistributedSampler(
-            self.by_split["train"], num_replicas=1, rank=0, seed=self.seed  # type: ignore[arg-type]
+            self.by_split["train"],
+            num_replicas=1,
+            rank=0,
+            seed=self.seed,  # type: ignore[arg-type]
         )
         return self._loader("train", sampler)
 
@@ -107,7 +116,9 @@ class HashEncoder:
     dim = 32
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        rows = [np.sum([_line_vector(line, self.dim) for line in t.splitlines()], axis=0) for t in texts]
+        rows = [
+            np.sum([_line_vector(line, self.dim) for line in t.splitlines()], axis=0) for t in texts
+        ]
         return torch.tensor(np.array(rows), dtype=torch.float32)
 
 

@@ -233,7 +233,11 @@ def test_malformed_yaml_is_named(here, capsys):
 def test_the_language_model_is_in_no_checkpoint(here, tiny_llm_folder):
     class_path = "rpp.llms.huggingface.HuggingFaceLanguageModel"
     options = ["--environment.llm", class_path, "--environment.llm.model", str(tiny_llm_folder)]
-    main(command("fit", *options, "--trainer.max_epochs", "1", "--environment.decoding", "likelihood"))
+    main(
+        command(
+            "fit", *options, "--trainer.max_epochs", "1", "--environment.decoding", "likelihood"
+        )
+    )
     names = weights(here / "checkpoints/ml-100k/last.ckpt")
     assert names
     assert all(name.startswith(("agents.", "states.", "inference_steps")) for name in names)

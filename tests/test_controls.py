@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from pipeline import (
-    MadeUpUsers, environment, module, shown_candidates, shown_history, trainer,
+    MadeUpUsers,
+    environment,
+    module,
+    shown_candidates,
+    shown_history,
+    trainer,
 )  # fmt: skip
 
 from rpp.metrics import METRICS, chance, mean_interval
@@ -98,7 +103,7 @@ def test_reading_a_test_target_before_scoring_raises(users, tmp_path):
 
     class Peeks(type(module())):
         def validation_step(self, batch, batch_idx):
-            self.trainer.datamodule.episodes("test")[0].target
+            return self.trainer.datamodule.episodes("test")[0].target
 
     model = Peeks(patterns="conf/patterns/movies.yaml", n_steps=1)
     model.encoder = module().encoder
@@ -157,7 +162,10 @@ def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
 
     def flaky(prompt):
         asked.append(prompt)
-        if asked.count(prompt) == 1 and int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 5 == 0:
+        if (
+            asked.count(prompt) == 1
+            and int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 5 == 0
+        ):
             return LanguageModelError("connection lost")
         return copies_the_list(prompt)
 

@@ -173,7 +173,9 @@ class ResultsTable(Callback):
         }
         table[CHANCE] = {m: Interval(*[chance(m, n_candidates)] * 3) for m in METRICS}
         gains = {
-            other: paired_difference(METRICS["ndcg@10"](results["RPP"]), METRICS["ndcg@10"](results[other]))
+            other: paired_difference(
+                METRICS["ndcg@10"](results["RPP"]), METRICS["ndcg@10"](results[other])
+            )
             for other in rows[1:]
         }
         Console().print(_rich_table(table, len(results["RPP"]), int(pl_module.inference_steps)))
@@ -195,7 +197,9 @@ class ResultsTable(Callback):
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "inference_steps": int(pl_module.inference_steps),
             "n_users": len(results["RPP"]),
-            "table": {name: {m: v._asdict() for m, v in row.items()} for name, row in table.items()},
+            "table": {
+                name: {m: v._asdict() for m, v in row.items()} for name, row in table.items()
+            },
             "ndcg@10_gain_of_RPP": {name: gain._asdict() for name, gain in gains.items()},
             "ndcg@10_by_step": by_step,
             "unnamed_target_not_retrieved": {

@@ -108,7 +108,9 @@ def check_yaml(arguments: Sequence[str]) -> None:
     """
     for before, word in pairwise(["", *arguments]):
         option, _, value = word.partition("=")
-        name = value if option in ("-c", "--config") else word if before in ("-c", "--config") else ""
+        name = (
+            value if option in ("-c", "--config") else word if before in ("-c", "--config") else ""
+        )
         if not name:
             continue
         try:

@@ -19,6 +19,7 @@ from torchmetrics import CatMetric
 from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
 from rpp.agents.state import Observation, PromptEncoder, StateEncoder
+from rpp.data.collaborative import CollaborativeVectors
 from rpp.metrics import METRICS, ndcg, target_ranks
 from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.patterns import PATTERNS, load_patterns
@@ -64,6 +65,8 @@ class RPPModule(LightningModule):
         n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
     """
 
+    inference_steps: Tensor
+
     def __init__(
         self,
         patterns: str = "conf/patterns/movies.yaml",
@@ -100,7 +103,9 @@ class RPPModule(LightningModule):
         self.n_static_prompts = n_static_prompts
         self.ranker: Ranker | None = None  # handed over by RewardEnvironment
         self.register_buffer("inference_steps", torch.tensor(n_steps))
-        self.val_ranks = torch.nn.ModuleList(CatMetric(nan_strategy="disable") for _ in range(n_steps))
+        self.val_ranks: Any = torch.nn.ModuleList(
+            CatMetric(nan_strategy="disable") for _ in range(n_steps)
+        )
         self.steps: list[Step] = []  # of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
         self.static: StaticPrompt | None = None
@@ -112,7 +117,7 @@ class RPPModule(LightningModule):
         if hasattr(self, "agents"):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.vectors = data.vectors
+        self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy_seed)
@@ -178,7 +183,11 @@ class RPPModule(LightningModule):
             self.log(f"loss/actor_{name}", actor[k], on_step=False, on_epoch=True, batch_size=1)
             self.log(f"loss/critic_{name}", critic[k], on_step=False, on_epoch=True, batch_size=1)
             self.log(
-                f"entropy/{name}", entropy[..., k].mean(), on_step=False, on_epoch=True, batch_size=1
+                f"entropy/{name}",
+                entropy[..., k].mean(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
             )
 
     # -- playing without learning ------------------------------------------------------------
@@ -240,9 +249,9 @@ class RPPModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Choose how many steps inference plays: those after which NDCG is highest."""
-        by_step = [ranks.compute().reshape(-1) for ranks in self.val_ranks]  # type: ignore[operator]
+        by_step = [ranks.compute().reshape(-1) for ranks in self.val_ranks]
         for ranks in self.val_ranks:
-            ranks.reset()  # type: ignore[operator]
+            ranks.reset()
         scores = torch.stack([ndcg(ranks, self.n_candidates).nanmean() for ranks in by_step])
         best = int(scores.nan_to_num(-1).argmax())
         self.inference_steps.fill_(best + 1)
@@ -360,7 +369,7 @@ class RPPModule(LightningModule):
         return self.states.observe(encodings, turn.rankings, turn.episodes)
 
     def _reward(self, turn: Step) -> Tensor:
-        """NDCG@M of every user's ranking, ``(B,)`` (paper Eq. 6); ``nan`` where the model failed."""
+        """NDCG@M of every ranking, ``(B,)`` (paper Eq. 6); ``nan`` where the model failed."""
         ranks = target_ranks(turn.rankings, turn.episodes)
         return ndcg(ranks, self.n_candidates).float().to(self.device)
 

@@ -214,12 +214,12 @@ class _Propagate(torch.autograd.Function):
     """One layer; the graph is symmetric, so the gradient passes through the same layer."""
 
     @staticmethod
-    def forward(ctx: Any, nodes: Tensor, graph: Graph) -> Tensor:  # noqa: ANN401 (torch's own)
+    def forward(ctx: Any, nodes: Tensor, graph: Graph) -> Tensor:
         ctx.graph = graph
         return graph.multiply(nodes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 (torch's own)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return ctx.graph.multiply(grads[0]), None
 
 

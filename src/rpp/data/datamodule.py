@@ -96,7 +96,9 @@ class EpisodeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Training users, in an order drawn anew every epoch from the data seed."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
         episodes = self._episodes["train"]
         sampler: DistributedSampler[Episode] = DistributedSampler(
             episodes,  # type: ignore[arg-type]
@@ -142,9 +144,7 @@ class EpisodeDataModule(LightningDataModule):
         return batch
 
 
-def shuffle_candidates(
-    episodes: Sequence[Episode], seed: int, epoch: int
-) -> list[Episode]:
+def shuffle_candidates(episodes: Sequence[Episode], seed: int, epoch: int) -> list[Episode]:
     """The same episodes with each user's candidates in an order of their own for this epoch."""
     shuffled = []
     for episode in episodes:
