@@ -150,11 +150,6 @@ def trainer(tmp_path: Path, *callbacks: Callback, **options: Any) -> Trainer:
     )  # fmt: skip
 
 
-def shown_candidates(prompt: str) -> list[str]:
-    """Titles of the candidates in the order a prompt lists them."""
-    return re.findall(r"^[A-Z]\. (.+)$", prompt, flags=re.MULTILINE)
-
-
 def shown_history(prompt: str) -> list[str]:
     """Titles of the history in the order a prompt lists them."""
     return re.findall(r"^\d+\. (Picture .+)$", prompt, flags=re.MULTILINE)

@@ -16,6 +16,7 @@ from rpp.types import InputError
 
 ROOT = Path(__file__).parents[1]
 LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
+CONTROLS = sorted(path.stem for path in (ROOT / "conf/controls").glob("*.yaml"))
 SETS = sorted(path.stem for path in (ROOT / "conf/data").glob("*.yaml"))
 
 
@@ -172,6 +173,22 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder):
         options += ["--environment.llm.revision", "null", "--environment.llm.quantization", "null"]
         options += ["--environment.llm.max_new_tokens", "8"]
     main(command("fit", *options, "--trainer.fast_dev_run", "true"))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_overlay(here, control):
+    """Run as the README says, its scores within chance on the made-up users."""
+    overlay = yaml.safe_load((here / "small.yaml").read_text())
+    del overlay["environment"]["llm"]
+    overlay["data"]["init_args"] |= {"n_test_users": 400, "batch_size": 100}
+    (here / "small.yaml").write_text(yaml.safe_dump(overlay))
+    options = ["--config", f"conf/controls/{control}.yaml", "--trainer.max_epochs", "1"]
+    main(command("fit", *options))
+    main(command("test", *options))
+    table = json.loads((here / f"results/{control}/results.json").read_text())["table"]
+    for row in ("RPP", "best static prompt"):
+        low, high = table[row]["ndcg@10"]["low"] - 0.02, table[row]["ndcg@10"]["high"] + 0.02
+        assert low <= table["chance"]["ndcg@10"]["mean"] <= high
 
 
 @pytest.mark.parametrize(

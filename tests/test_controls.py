@@ -11,43 +11,15 @@ from pipeline import (
     MadeUpUsers,
     environment,
     module,
-    shown_candidates,
     shown_history,
     trainer,
 )  # fmt: skip
 
+from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval
 from rpp.types import TargetAccessError, final_scoring
 
 ROWS = ["RPP", "RPP, first step only", "RPP, sampled", "random policy", "best static prompt"]
-
-
-def copies_the_list(prompt):
-    return "\n".join(f"{k}. {title}" for k, title in enumerate(shown_candidates(prompt), start=1))
-
-
-def echoes_on_one_line(prompt):
-    return "Sure! " + ", ".join(shown_candidates(prompt)) + "."
-
-
-def names_one_position(prompt):
-    return f"1. {shown_candidates(prompt)[5]}"
-
-
-def answers_at_random(prompt):
-    titles = shown_candidates(prompt)
-    seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
-    order = np.random.default_rng(seed).permutation(len(titles))
-    return "\n".join(titles[k] for k in order)
-
-
-def says_nothing(prompt):
-    return "I cannot help with that."
-
-
-SKILL_LESS = [
-    copies_the_list, echoes_on_one_line, names_one_position, answers_at_random, says_nothing,
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from pipeline import MadeUpUsers, environment, module, shown_candidates, trainer
+from pipeline import MadeUpUsers, environment, module, trainer
 
+from rpp.llms.controls import shown_candidates
 from rpp.prompts.patterns import PATTERNS, load_patterns
 
 SENTENCES = load_patterns("conf/patterns/movies.yaml")

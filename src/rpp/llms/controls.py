@@ -1,0 +1,55 @@
+"""Language models without any skill, as functions of the prompt.
+
+Whatever is built on top of them must score chance; a pipeline in which they do not measures
+something else than ranking. Name one in ``environment.llm.init_args.reply`` of a
+``ScriptedLanguageModel``, as the overlays in ``conf/controls`` do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+
+
+def shown_candidates(prompt: str) -> list[str]:
+    """Titles of the candidates in the order a prompt lists them."""
+    return re.findall(r"^[A-Z]{1,2}\. (.+)$", prompt, flags=re.MULTILINE)
+
+
+def copies_the_list(prompt: str) -> str:
+    """The list as it was shown, numbered."""
+    return "\n".join(f"{k}. {title}" for k, title in enumerate(shown_candidates(prompt), start=1))
+
+
+def echoes_on_one_line(prompt: str) -> str:
+    """The list as it was shown, on one line."""
+    return "Sure! " + ", ".join(shown_candidates(prompt)) + "."
+
+
+def names_one_position(prompt: str) -> str:
+    """The candidate in the middle and no other."""
+    titles = shown_candidates(prompt)
+    return f"1. {titles[len(titles) // 2]}"
+
+
+def answers_at_random(prompt: str) -> str:
+    """All candidates in an order drawn from the prompt's own hash."""
+    titles = shown_candidates(prompt)
+    seed = int(hashlib.sha256(prompt.encode()).hexdigest()[:8], 16)
+    return "\n".join(titles[k] for k in np.random.default_rng(seed).permutation(len(titles)))
+
+
+def says_nothing(prompt: str) -> str:
+    """A reply that names nobody."""
+    return "I cannot help with that."
+
+
+SKILL_LESS = (
+    copies_the_list,
+    echoes_on_one_line,
+    names_one_position,
+    answers_at_random,
+    says_nothing,
+)
