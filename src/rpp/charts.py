@@ -1,15 +1,23 @@
-"""Charts for people who would rather look."""
+"""Charts for people who would rather look.
+
+``python -m rpp.charts logs/ml-100k/version_0 training.png`` draws a run from what it wrote for
+TensorBoard.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rpp.metrics import Interval
+from rpp.metrics import Interval, chance
 from rpp.prompts.patterns import PATTERNS, Patterns
+from rpp.types import InputError
 
 
 def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns) -> Figure:
@@ -54,3 +62,67 @@ def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     axis.set_xlabel("NDCG@10 of test users, 95 % bootstrap interval")
     axis.legend(loc="lower right")
     return figure
+
+
+def training(run: Path, n_candidates: int = 10) -> Figure:
+    """A training run: reward by epoch and by step beside chance, entropies, chosen lengths.
+
+    Args:
+        run: Folder of one run's TensorBoard files, such as ``logs/ml-100k/version_0``.
+        n_candidates: ``M``, which decides what chance is.
+
+    Raises:
+        InputError: If the folder holds no training run.
+    """
+    events = EventAccumulator(str(run)).Reload()
+    tags = events.Tags()["scalars"]
+    if "train/reward" not in tags:
+        raise InputError(f"{run} holds no TensorBoard files of a training run")
+
+    def values(tag: str) -> list[float]:
+        return [event.value for event in events.Scalars(tag)] if tag in tags else []
+
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    by_epoch, by_step, entropy = figure.subplots(1, 3)
+    for label, tag in (("training users", "train/reward"), ("validation users", "val/ndcg@10")):
+        by_epoch.plot(range(1, len(values(tag)) + 1), values(tag), marker="o", label=label)
+    by_epoch.set(title="reward by epoch", xlabel="epoch", ylabel="NDCG@10")
+    for label, group in (("training", "train_reward_by_step"), ("validation", "val_ndcg_by_step")):
+        steps = sorted(tag for tag in tags if tag.startswith(f"{group}/"))
+        for epoch, style in ((0, ":"), (-1, "-")):
+            when = "first epoch" if epoch == 0 else "last epoch"
+            by_step.plot(
+                range(1, len(steps) + 1),
+                [values(tag)[epoch] for tag in steps],
+                style,
+                marker="o",
+                color="C0" if label == "training" else "C1",
+                label=f"{label}, {when}",
+            )
+    by_step.set(title="reward by step of an episode", xlabel="step", ylabel="NDCG@10")
+    for axis in (by_epoch, by_step):
+        axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+        axis.set_ylim(0.35, 0.75)
+        axis.legend(fontsize="small")
+    for name in PATTERNS:
+        heights = values(f"entropy/{name}")
+        entropy.plot(range(1, len(heights) + 1), heights, marker="o", label=name)
+    entropy.set(
+        title="entropy of each agent's policy", xlabel="epoch", ylabel="nats", ylim=(0, None)
+    )
+    entropy.legend(fontsize="small")
+    return figure
+
+
+def main() -> None:
+    """Draw one run."""
+    parser = argparse.ArgumentParser(prog="python -m rpp.charts", description=training.__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, such as logs/ml-100k/version_0")
+    parser.add_argument("picture", type=Path, help="the file to write, .png or .pdf")
+    parser.add_argument("--n-candidates", type=int, default=10)
+    given = parser.parse_args()
+    training(given.run, given.n_candidates).savefig(given.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
