@@ -9,7 +9,7 @@ import pytest
 import torch
 from pipeline import MadeUpUsers, environment, module, trainer
 
-from rpp.llms.controls import shown_candidates
+from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.prompts.patterns import PATTERNS, load_patterns
 
 SENTENCES = load_patterns("conf/patterns/movies.yaml")
@@ -70,3 +70,18 @@ def test_optimum_that_depends_on_the_user_is_found(tmp_path, seed):
         return 2 if users.vectors.users[user, 0] > 0 else 6
 
     assert learn(tmp_path, users, best_of, 40, seed) >= 0.8
+
+
+def test_values_of_a_long_episode_stay_within_what_can_be_earned(tmp_path):
+    """A state does not say how many steps are left.
+
+    Critics that had to guess it were pulled up by every step but the last, while clipping held
+    back the one large correction downwards; after four epochs they promised 10 where at most
+    3.7 can be earned.
+    """
+    users = MadeUpUsers(n_train=80, n_validation=1, n_test=1, batch_size=20)
+    model = module(n_steps=4)
+    run = trainer(tmp_path, environment(answers_at_random), max_epochs=5, limit_val_batches=0)
+    run.fit(model, users)
+    for pattern in PATTERNS:
+        assert float(run.callback_metrics[f"loss/critic_{pattern}"]) < 1

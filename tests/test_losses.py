@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
+from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 
 NAN = math.nan
 
@@ -153,3 +153,9 @@ def test_losses_refuse_shapes_that_would_broadcast():
         actor_loss(torch.zeros(4, 3), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
     with pytest.raises(ValueError, match="shapes differ"):
         actor_loss(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
+
+
+def test_horizon_by_hand():
+    assert horizon(0, 0.5) == 0
+    assert horizon(3, 0.5) == 1 + 0.5 + 0.25
+    assert horizon(4, 0.0) == 1

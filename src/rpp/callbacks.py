@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -261,8 +262,10 @@ def _tensorboard(trainer: Trainer) -> Any:
 
 def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: int) -> Table:
     shown = Table(
-        title=f"{n_users} test users, {n_steps} steps; NDCG, MRR and hit rate, 95 % intervals",
+        title=f"{n_users} test users, {n_steps} steps; NDCG with 95 % interval, MRR, hit rate",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     shown.add_column("method", no_wrap=True)
     for name in METRICS:

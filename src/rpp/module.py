@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import CatMetric
 
 from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
-from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
+from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 from rpp.agents.state import Observation, PromptEncoder, StateEncoder
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.metrics import METRICS, ndcg, target_ranks
@@ -142,17 +142,22 @@ class RPPModule(LightningModule):
         transitions: list[tuple[Decision, Tensor, Tensor]] = []
         for step in range(self.n_steps):
             key = (self.policy_seed, self.current_epoch, step)
-            decision = self.agents(state, self._draws(key, batch))
+            n_left = self.n_steps - step
+            decision = self.agents(
+                state, self._draws(key, batch), horizon=horizon(n_left, self.discount)
+            )
             turn = self._ask(batch, decision.actions, lengths)
             lengths = turn.lengths
             reward = self._reward(turn)
             self._log_turn(step, turn, reward)
-            last = step == self.n_steps - 1
+            last = n_left == 1
             if last:
                 next_value = torch.zeros_like(decision.value)
             else:
                 observation = self._observe(turn)
-                next_value = self.agents.value(self.states(observation)).detach()
+                next_value = self.agents.value(
+                    self.states(observation), horizon(n_left - 1, self.discount)
+                ).detach()
             transitions.append((decision, reward, next_value))
             if last or self.n_step_return == 1:
                 self._update(transitions)

@@ -63,17 +63,29 @@ class ActorCritic(nn.Module):
         ]
         return torch.stack(logits, dim=1).log_softmax(dim=-1)
 
-    def value(self, state: Tensor) -> Tensor:
-        """Values of a state ``(B, D)``, one per agent, ``(B, P)``."""
-        return torch.cat([critic(state) for critic in self.critics], dim=1)
+    def value(self, state: Tensor, horizon: float = 1.0) -> Tensor:
+        """Values of a state, one per agent, ``(B, P)``.
 
-    def forward(self, state: Tensor, uniforms: Tensor | None = None) -> Decision:
+        A critic's network gives the reward it expects per step, and its value is that times the
+        discounted number of steps left. The state does not say how many are left; a critic that
+        had to guess it would be pulled up by every step but the last, without end.
+
+        Args:
+            state: ``(B, D)``.
+            horizon: Discounted number of rewards still to come, see ``losses.horizon``.
+        """
+        return horizon * torch.cat([critic(state) for critic in self.critics], dim=1)
+
+    def forward(
+        self, state: Tensor, uniforms: Tensor | None = None, horizon: float = 1.0
+    ) -> Decision:
         """Choose an action per agent and user.
 
         Args:
             state: ``(B, D)``.
             uniforms: Numbers in [0, 1) that decide the draw, ``(B, P)``; ``None`` takes the most
                 probable actions.
+            horizon: Discounted number of rewards still to come.
         """
         log_probs = self.log_probs(state)
         if uniforms is None:
@@ -84,7 +96,7 @@ class ActorCritic(nn.Module):
             actions=actions,
             log_prob=log_probs.gather(-1, actions[..., None]).squeeze(-1),
             entropy=-(log_probs.exp() * log_probs).sum(dim=-1),
-            value=self.value(state),
+            value=self.value(state, horizon),
         )
 
 

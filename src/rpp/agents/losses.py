@@ -16,6 +16,16 @@ import torch
 from torch import Tensor
 
 
+def horizon(n_left: int, discount: float) -> float:
+    r"""Discounted number of rewards still to come, :math:`\sum_{j=0}^{n-1} \gamma^j`.
+
+    Args:
+        n_left: Steps :math:`n` left in the episode; 0 after its last one.
+        discount: :math:`\gamma`, in [0, 1].
+    """
+    return sum(discount**j for j in range(n_left))
+
+
 def n_step_returns(rewards: Tensor, next_values: Tensor, discount: float, n: int) -> Tensor:
     r"""What each critic should have predicted at every step (paper Eq. 7).
 

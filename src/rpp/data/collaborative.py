@@ -12,7 +12,8 @@ the user has no training interaction with, anew in every epoch.
 
 Speed: with the graph as ``edge_index``, ``LGConv`` copies one vector per edge, and multiplication
 by a sparse tensor is transposed again in every backward pass. The graph is fixed and symmetric, so
-its layer is a sum of bags and the gradient of the layer is the layer itself: ten times as fast.
+its layer is a sum of bags and the gradient of the layer is the layer itself. Forward and back, one
+thread: ML-1M 15 ms, sparse tensor 187, ``edge_index`` 1537; Games 19, 62 and 397.
 """
 
 from __future__ import annotations
@@ -426,8 +427,8 @@ def _fit(
 def _one_thread() -> Iterator[None]:
     """Compute with one thread, so that gradients of one row are always added in the same order.
 
-    A step takes some hundredths of a second, too short to share: a second thread gains little on a
-    quiet machine, and on a busy one ML-100K took 194 s with two threads and 10 s with one.
+    A step takes some hundredths of a second, too short to share: on two quiet cores an epoch of
+    ML-100K took .22 s with one thread and .19 with two, beside two busy processes .31 and .88.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
