@@ -1,7 +1,7 @@
 """How well and how fast each decoding ranks: ``python benchmarks/decodings.py``.
 
-One static prompt, scored on the training and validation users of the embedded default (their validation
-interaction); no test user is touched.
+One static prompt, scored on the training and validation users of the embedded default (their
+validation interaction); no test user is touched.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--n-history", type=int, default=5)
     given = parser.parse_args()
     folder = Path("data/ml-100k")
-    sizes = {"n_train_users": 80, "n_validation_users": 40, "n_test_users": 100}
-    prepare(DataSettings("ml-100k", **sizes), folder)
-    episodes = (load_episodes(folder, "train") + load_episodes(folder, "validation"))[
-        : given.n_users
-    ]
+    prepare(
+        DataSettings("ml-100k", n_train_users=80, n_validation_users=40, n_test_users=100), folder
+    )
+    episodes = load_episodes(folder, "train") + load_episodes(folder, "validation")
+    episodes = episodes[: given.n_users]
     patterns = load_patterns("conf/patterns/movies.yaml")
     llm = HuggingFaceLanguageModel(given.model)
     llm.score(["warm"], [["up"]])
