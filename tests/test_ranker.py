@@ -322,10 +322,13 @@ def test_model_without_probabilities_names_the_remedy(tiny_episodes):
 
 
 def test_fits_leaves_room_for_the_reply():
-    ranker = Ranker(ScriptedLanguageModel(context=164))
+    ranker = Ranker(ScriptedLanguageModel(context=356))  # a free reply may take 256 of them
     assert ranker.fits("x" * 100)
     assert ranker.fits("x" * 399)  # 100 tokens of 4 letters
     assert not ranker.fits("x" * 400)
+    scored = Ranker(ScriptedLanguageModel(context=164), "likelihood")  # a title takes at most 64
+    assert scored.fits("x" * 399)
+    assert not scored.fits("x" * 400)
     assert Ranker(ScriptedLanguageModel()).fits("x" * 100_000)
 
 

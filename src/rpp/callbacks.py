@@ -290,6 +290,11 @@ def _notes(counters: Counters, results: dict[str, Tensor]) -> list[str]:
         f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
         f" {counters.seconds:.0f} s.",
     ]
+    if counters.shortened_histories:
+        lines.append(
+            f"{counters.shortened_histories} prompts did not fit the model's context and showed"
+            " fewer past items than chosen."
+        )
     missing = int(results["RPP"].isnan().sum())
     if missing:
         lines.append(

@@ -119,6 +119,9 @@ class RPPModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
+        device = self.trainer.strategy.root_device
+        if device.type != "cpu":
+            self.encoder.place(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy_seed)
             dim = self.vectors.dim

@@ -30,6 +30,9 @@ So must titles that are numbers: 1984 is also a year.
 RESERVED_TOKENS = 64
 """Room kept for identifiers or titles where the reply is not generated freely."""
 
+TEMPLATE_TOKENS = 128
+"""More than a chat template adds to a prompt."""
+
 
 @dataclass
 class Counters:
@@ -106,9 +109,12 @@ class Ranker:
     def fits(self, text: str) -> bool:
         """Whether the model's context has room for a prompt and its reply."""
         limit = self.llm.context_length
-        if limit is None or len(text.encode()) <= limit - RESERVED_TOKENS:
+        if limit is None:
             return True
-        return self.llm.count_tokens(text) <= limit - RESERVED_TOKENS
+        free = self.decoding == "generate"
+        limit -= self.llm.max_reply_tokens if free else RESERVED_TOKENS
+        # no token is shorter than a byte: most prompts need not be tokenised to be known to fit
+        return len(text.encode()) + TEMPLATE_TOKENS <= limit or self.llm.count_tokens(text) <= limit
 
     def rank(self, prompts: Sequence[Prompt], episodes: Sequence[Episode]) -> list[Ranking]:
         """Rank every user's candidates.

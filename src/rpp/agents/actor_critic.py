@@ -128,4 +128,4 @@ def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tenso
 
 def uniform_actions(n_actions: Sequence[int], draws: Tensor) -> Tensor:
     """Actions of a policy that prefers nothing, ``(B, P)``, from :func:`uniforms`."""
-    return (draws * torch.tensor(n_actions)).long()
+    return (draws * torch.tensor(n_actions, device=draws.device)).long()

@@ -72,6 +72,10 @@ class PromptEncoder:
         """Width ``E`` of an encoding."""
         return int(self.network.config.hidden_size)
 
+    def place(self, device: torch.device) -> None:
+        """Run on a device."""
+        self.network.to(device)  # type: ignore[arg-type]
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Encode texts.
 

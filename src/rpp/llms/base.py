@@ -122,6 +122,11 @@ class LanguageModel(ABC):
         """Largest number of tokens of prompt and reply together; ``None`` if unlimited."""
         return None
 
+    @property
+    def max_reply_tokens(self) -> int:
+        """Longest reply of :meth:`generate`: the room a prompt has to leave in the context."""
+        return 256
+
     def close(self) -> None:
         """Free what the model holds; called at the end of the run."""
         return None

@@ -180,6 +180,11 @@ class CachedLanguageModel(LanguageModel):
         """That of the model."""
         return self.model.context_length
 
+    @property
+    def max_reply_tokens(self) -> int:
+        """That of the model."""
+        return self.model.max_reply_tokens
+
     def close(self) -> None:
         """Close the cache and free the model."""
         self.cache.close()

@@ -201,6 +201,11 @@ class HuggingFaceLanguageModel(LanguageModel):
         length = getattr(config, "max_position_embeddings", None)
         return None if length is None else int(length)
 
+    @property
+    def max_reply_tokens(self) -> int:
+        """``max_new_tokens``."""
+        return self.max_new_tokens
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt inside its template."""
         return len(self._encode(text))
