@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chat_server import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
@@ -249,3 +251,14 @@ def make_prepared(custom_csv: CustomCsv, tmp_path_factory: pytest.TempPathFactor
 def prepared_folder(make_prepared: MakePrepared) -> Path:
     """The synthetic data set with 40, 20 and 20 users."""
     return make_prepared(40, 20, 20).folder
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A running chat server."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running = Server()
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield running
+    running.shutdown()
+    running.server_close()

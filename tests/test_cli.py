@@ -163,7 +163,7 @@ def test_every_data_overlay(here, monkeypatch, custom_csv, data):
 
 
 @pytest.mark.parametrize("llm", LLMS)
-def test_every_llm_overlay(here, llm, tiny_llm_folder):
+def test_every_llm_overlay(here, llm, tiny_llm_folder, server):
     """Each one's keys parse and run, with the tiny model in the place of its weights."""
     overlay = yaml.safe_load((ROOT / f"conf/llm/{llm}.yaml").read_text())
     kind = overlay["environment"]["llm"]["class_path"]
@@ -172,6 +172,8 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder):
         options += ["--environment.llm.model", str(tiny_llm_folder)]
         options += ["--environment.llm.revision", "null", "--environment.llm.quantization", "null"]
         options += ["--environment.llm.max_new_tokens", "8"]
+    if kind.endswith("OpenAILanguageModel"):
+        options += ["--environment.llm.base_url", f"http://127.0.0.1:{server.server_port}/v1"]
     main(command("fit", *options, "--trainer.fast_dev_run", "true"))
 
 
