@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rpp import charts
+from rpp.assets import cache_dir
 from rpp.llms.base import LanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
@@ -42,7 +43,8 @@ class RewardEnvironment(Callback):
             their identifier as first token. ``likelihood``: by that of their title as answer.
         show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
             free of position bias by construction.
-        cache_dir: Folder of the replies already paid for; ``null`` keeps none.
+        cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
+            ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
         seed: Of the order in which candidates that a reply leaves out are appended.
     """
 
@@ -51,7 +53,7 @@ class RewardEnvironment(Callback):
         llm: LanguageModel,
         decoding: Decoding = "generate",
         show_candidates: bool = True,
-        cache_dir: str | None = "~/.cache/rpp/replies",
+        cache_dir: str | None = "auto",
         seed: int = 0,
     ) -> None:
         self.llm = llm
@@ -68,6 +70,8 @@ class RewardEnvironment(Callback):
             if isinstance(self.llm, HuggingFaceLanguageModel):
                 self.llm.place(trainer.strategy.root_device)
             folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
+            if self.cache_dir == "auto":
+                folder = cache_dir() / "replies"
             self.ranker = Ranker(
                 self.llm,
                 self.decoding,
