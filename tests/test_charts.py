@@ -26,7 +26,7 @@ def test_a_run_is_drawn_from_its_tensorboard_files(tmp_path, monkeypatch):
     )
     run.fit(model, users)
     by_epoch, by_step, entropy = charts.training(tmp_path / "run/version_0").axes
-    training, validation, chance = by_epoch.lines
+    training, validation, _static, chance = by_epoch.lines
     assert len(training.get_ydata()) == 2
     assert len(validation.get_ydata()) == 2
     assert chance.get_ydata()[0] == pytest.approx(0.454, abs=5e-4)

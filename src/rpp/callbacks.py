@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ class ResultsTable(Callback):
                 m: metric(results["RPP, unnamed target not retrieved"]).nanmean().item()
                 for m, metric in METRICS.items()
             },
-            "static_prompt": pl_module.static.__dict__,
+            "static_prompt": asdict(pl_module.static),
             "target_position": torch.bincount(
                 results["displayed position"].long(), minlength=n_candidates + 1
             )[1:].tolist(),

@@ -66,6 +66,8 @@ class RPPModule(LightningModule):
     """
 
     inference_steps: Tensor
+    static_actions: Tensor
+    static_length: Tensor
 
     def __init__(
         self,
@@ -103,12 +105,13 @@ class RPPModule(LightningModule):
         self.n_static_prompts = n_static_prompts
         self.ranker: Ranker | None = None  # handed over by RewardEnvironment
         self.register_buffer("inference_steps", torch.tensor(n_steps))
+        self.register_buffer("static_actions", torch.full((len(PATTERNS),), -1))
+        self.register_buffer("static_length", torch.tensor(0))
         self.val_ranks: Any = torch.nn.ModuleList(
             CatMetric(nan_strategy="disable") for _ in range(n_steps)
         )
         self.steps: list[Step] = []  # of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
-        self.static: StaticPrompt | None = None
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -270,26 +273,36 @@ class RPPModule(LightningModule):
         for step, score in enumerate(scores):
             self.log(f"val_ndcg_by_step/{step:02d}", score.float())
 
-    def on_test_start(self) -> None:
-        """Choose the best static prompt on validation users."""
-        self.results = {}
-        self.steps = []
-        self.static = self._best_static(self.trainer.datamodule.episodes("validation"))  # type: ignore[attr-defined]
-
     @torch.no_grad()
-    def _best_static(self, episodes: Sequence[Episode]) -> StaticPrompt:
-        candidates = draw_static_prompts(
+    def on_train_start(self) -> None:
+        """Choose the best of some static prompts on validation users: what RPP has to beat."""
+        if self.static_length > 0:  # a resumed run has chosen already
+            return
+        episodes = self.trainer.datamodule.episodes("validation")  # type: ignore[attr-defined]
+        drawn = draw_static_prompts(
             self.patterns, self.n_static_prompts, self.n_steps, self.policy_seed
         )
-        scored = [
-            (float(self._reward(self._ask_static(episodes, static)).nanmean()), static)
-            for static in candidates
+        scores = [
+            float(self._reward(self._ask_static(episodes, static)).nanmean()) for static in drawn
         ]
-        return max(scored, key=lambda pair: pair[0])[1]
+        best = max(range(len(drawn)), key=scores.__getitem__)
+        self.static_actions.copy_(torch.tensor(drawn[best].actions))
+        self.static_length.fill_(drawn[best].length)
+        if self.logger is not None:
+            self.logger.log_metrics({"val/best_static_ndcg@10": scores[best]}, step=0)
+
+    @property
+    def static(self) -> StaticPrompt:
+        """The best static prompt."""
+        return StaticPrompt(tuple(self.static_actions.tolist()), int(self.static_length))
+
+    def on_test_start(self) -> None:
+        """Forget the results of an earlier test."""
+        self.results = {}
+        self.steps = []
 
     def test_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play the policy greedily and sampled, a random one, and the best static prompt."""
-        assert self.static is not None
         n_steps = int(self.inference_steps)
         greedy = self.play(batch, self.greedy, n_steps)
         rows = {
