@@ -113,6 +113,8 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
         title="entropy of each agent's policy", xlabel="epoch", ylabel="nats", ylim=(0, None)
     )
     entropy.legend(fontsize="small")
+    for axis in (by_epoch, by_step, entropy):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
