@@ -11,6 +11,7 @@ import math
 import pytest
 
 from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.types import InputError
 
 PROMPTS = (
     "Rank these films.",
@@ -51,7 +52,7 @@ class LanguageModelContract:
 
     def test_scores_have_one_number_per_continuation(self, llm: LanguageModel) -> None:
         if not self.scores:
-            with pytest.raises(NotImplementedError, match=r"environment\.decoding: generate"):
+            with pytest.raises(InputError, match=r"environment\.decoding: generate"):
                 llm.score(PROMPTS, OPTIONS)
             return
         rows = llm.score(PROMPTS, OPTIONS)

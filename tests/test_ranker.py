@@ -17,6 +17,7 @@ FILMS = ("Heat", "Casino", "Ronin", "The Matrix")
 NUMBERS = ("1984", "12 Angry Men", "10", "Seven", "2001: A Space Odyssey", "300")
 SHORT = ("It", "Up", "M", "E.T.")
 NESTED = ("Star Wars", "Star Wars: The Empire Strikes Back", "Alien", "Aliens", "Toy Story 2")
+DATED = ("Toy Story (1995)", "Alien (1979)", "Heat (1995)")
 YEARS = ("Heat (1995)", "Heat (1972)", "Casino")
 
 
@@ -79,6 +80,12 @@ def read(titles, reply, identifiers=False):
         (NESTED, "2. Toy Story 2\n1. Toy Story", [4], 1),
         (NESTED, "1. Star Wars: Episode IV", [0], 0),
         (YEARS, "1. Heat (1972)\n2. Heat (1995)\n3. Casino (1995)\n4. Heat", [1, 0, 2], 1),
+        (DATED, "1. Alien\n2. Toy Story\n3. heat", [1, 0, 2], 0),
+        (DATED, "Alien, Toy Story (1995), Heat", [1, 0, 2], 0),
+        (FILMS, "As you love Heat, I suggest:\n1. Ronin\n2. Heat", [2, 0], 0),
+        (FILMS, "1. Heat\n2. Ronin\nImproved:\n1. Ronin\n2. Heat", [2, 0], 1),
+        (FILMS, "1. Heat\n2. Ronin\n3. Casino\nWhy:\n1. Ronin is tense", [0, 2, 1], 1),
+        (FILMS, "1. Heat\n1. Ronin\n1. Casino", [0, 2, 1], 0),
         (("Amélie", "WALL·E", "Se7en"), "1. Ame\u0301lie\n2. Wall-E\n3. SE7EN", [0, 1, 2], 0),
         (("...", "Heat"), "1. ...\n...\n2. Heat", [1], 1),  # nothing to compare: names nobody
         (("七人の侍", "羅生門"), "1. 羅生門\n2. 七人の侍", [1, 0], 0),
@@ -317,7 +324,7 @@ def test_candidates_are_hidden_for_likelihood_only(decoding):
 
 def test_model_without_probabilities_names_the_remedy(tiny_episodes):
     ranker = Ranker(ScriptedLanguageModel("x"), "first_token")
-    with pytest.raises(NotImplementedError, match=r"use environment\.decoding: generate"):
+    with pytest.raises(InputError, match=r"use environment\.decoding: generate"):
         ranker.rank(prompts_for(tiny_episodes), tiny_episodes)
 
 

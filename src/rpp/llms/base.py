@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rpp.types import InputError
+
 
 class LanguageModelError(RuntimeError):
     """A call got no answer: lost connection, timeout, refusal, out of memory.
@@ -75,11 +77,12 @@ class LanguageModel(ABC):
             For every prompt, one natural logarithm per continuation, summed over its tokens.
 
         Raises:
-            NotImplementedError: If the model gives no probabilities.
+            InputError: If the model gives no probabilities.
             LanguageModelError: If no prompt could be scored.
         """
-        raise NotImplementedError(
+        raise InputError(
             f"{type(self).__name__} gives no probabilities: use environment.decoding: generate"
+            " with environment.show_candidates: true"
         )
 
     def permute(
