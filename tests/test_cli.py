@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,10 +73,13 @@ def test_fit_test_predict(here, capsys):
     main(command("validate"))
     main(command("test"))
     printed = capsys.readouterr().out
-    for row in ("RPP", "first step only", "RPP, sampled", "random policy", "best static", "chance"):
+    for row in ("RPP", "RPP, first step", "RPP, sampled", "random policy", "best static", "chance"):
         assert row in printed
+    assert "…" not in printed  # nothing is cut off in a narrow terminal
     record = json.loads((here / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 20
+    assert sum(record["RPP_replies"].values()) == 20
+    assert record["trained_with"]["decoding"] == "generate"
     assert sum(record["target_position"]) == 20
     assert record["counters"]["unusable"] > 0
     assert {"data", "policy", "environment"} == set(record["seeds"])
@@ -137,6 +142,26 @@ def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
 
 
 RAW = {"ml-100k": ml_100k, "ml-1m": ml_1m, "games": games, "lastfm": lastfm}
+
+
+def test_a_fresh_process_recommends_what_the_fitted_one_does(here):
+    """From the checkpoint alone: nothing that matters is left in memory."""
+    fitted = main(command("fit", "--trainer.max_epochs", "1"))
+    batches = fitted.trainer.predict(fitted.model, fitted.datamodule)
+    expected = [row for batch in batches for row in batch]
+    (here / "results/ml-100k/predictions.jsonl").unlink()
+    line = [sys.executable, str(ROOT / "train.py"), *command("predict")]
+    subprocess.run(line, check=True, cwd=here, capture_output=True)
+    lines = (here / "results/ml-100k/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == expected
+
+
+def test_a_new_run_puts_the_checkpoints_of_the_former_one_aside(here):
+    main(command("fit", "--trainer.max_epochs", "1"))
+    former = (here / "checkpoints/ml-100k/last.ckpt").read_bytes()
+    main(command("fit", "--trainer.max_epochs", "1", "--model.policy_seed", "7"))
+    assert (here / "checkpoints/ml-100k/last.previous.ckpt").read_bytes() == former
+    assert (here / "checkpoints/ml-100k/last.ckpt").read_bytes() != former
 
 
 @pytest.mark.parametrize("data", SETS)

@@ -19,7 +19,7 @@ from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, sh
 from rpp.metrics import METRICS, chance, mean_interval
 from rpp.types import TargetAccessError, final_scoring
 
-ROWS = ["RPP", "RPP, first step only", "RPP, sampled", "random policy", "best static prompt"]
+ROWS = ["RPP", "RPP, first step", "RPP, sampled", "random policy", "best static prompt"]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,6 @@ def test_a_user_alone_or_in_any_company_is_ranked_the_same(users, tmp_path):
     env = environment(answers_at_random)
     env.setup(run, model, "test")
     episodes = users.episodes("validation")[:30]
-    together = model.play(episodes, model.greedy, 3)
     for policy in (model.greedy, model.sampled, model.random):
         together = model.play(episodes, policy, 3)
         backwards = model.play(episodes[::-1], policy, 3)

@@ -65,9 +65,9 @@ def test_the_key_is_sent_but_never_shown(server, make, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server.faults = ["401"]
     llm = make(max_retries=0)
-    with pytest.raises(InputError, match="refused the key in OPENAI_API_KEY") as refused:
-        llm.generate(["say a"])
-    assert "secret" not in str(refused.value)
+    (refused,) = llm.generate(["say a"])
+    assert "refused the key in OPENAI_API_KEY" in str(refused)
+    assert "secret" not in str(refused)
     assert "secret" not in llm.fingerprint
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -172,7 +172,7 @@ class ResultsTable(Callback):
             return
         results: dict[str, Tensor] = pl_module.results
         n_candidates = pl_module.n_candidates
-        rows = ["RPP", "RPP, first step only", "RPP, sampled", "random policy", STATIC]
+        rows = ["RPP", "RPP, first step", "RPP, sampled", "random policy", STATIC]
         table = {
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows
@@ -191,7 +191,7 @@ class ResultsTable(Callback):
                 f"NDCG@10, RPP - {name}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
                 highlight=False, markup=False,
             )  # fmt: skip
-        for line in _notes(counters, results):
+        for line in _notes(counters, results, pl_module.replies):
             Console().print(line, highlight=False, soft_wrap=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_csv(self.folder / "results.csv", table)
@@ -216,9 +216,11 @@ class ResultsTable(Callback):
             "target_position": torch.bincount(
                 results["displayed position"].long(), minlength=n_candidates + 1
             )[1:].tolist(),
+            "RPP_replies": dict(pl_module.replies),
             "counters": counters.as_dict(),
             "language_model": pl_module.ranker.llm.fingerprint,
             "decoding": pl_module.ranker.decoding,
+            "trained_with": pl_module.trained_with,
             "seeds": {
                 "data": pl_module.data_summary["settings"]["seed"],
                 "policy": pl_module.policy_seed,
@@ -278,19 +280,20 @@ def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: in
     for name, row in table.items():
         cells = {key: f"{value.mean:.3f}" for key, value in row.items()}
         if name != CHANCE:
-            cells["ndcg@10"] += f" \\[{row['ndcg@10'].low:.3f} {row['ndcg@10'].high:.3f}]"
+            low, high = (f"{end:.3f}".lstrip("0") for end in row["ndcg@10"][1:])
+            cells["ndcg@10"] += f" \\[{low} {high}]"
         shown.add_row(name, *cells.values())
     return shown
 
 
-def _notes(counters: Counters, results: dict[str, Tensor]) -> list[str]:
-    answered = counters.valid + counters.repaired + counters.unusable
+def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str, int]) -> list[str]:
+    answered = sum(replies[kind] for kind in ("valid", "repaired", "unusable"))
     shares = [
-        f"{getattr(counters, kind) / max(answered, 1):.1%} {kind}"
+        f"{replies[kind] / max(answered, 1):.1%} {kind}"
         for kind in ("valid", "repaired", "unusable")
     ]
     lines = [
-        f"Replies: {', '.join(shares)}; {counters.failed} calls failed.",
+        f"Replies behind the RPP row: {', '.join(shares)}; {counters.failed} calls failed in all.",
         f"Cost: {counters.calls} calls, {counters.cache_hits} answered from the cache,"
         f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
         f" {counters.seconds:.0f} s.",

@@ -104,7 +104,8 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
     by_step.set(title="reward by step of an episode", xlabel="step", ylabel="NDCG@10")
     for axis in (by_epoch, by_step):
         axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
-        axis.set_ylim(0.35, 0.75)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.35), max(high, 0.75))  # no zooming into noise
         axis.legend(fontsize="small")
     for name in PATTERNS:
         heights = values(f"entropy/{name}")

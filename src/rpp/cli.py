@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -44,6 +45,14 @@ class CLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        """Put the checkpoints of an earlier run aside: this run's ``last`` must be its own."""
+        if self.config_init[self.subcommand].get("ckpt_path") is None:
+            folder = Path(CHECKPOINTS, self.config_init[self.subcommand].name)
+            for path in (folder / "best.ckpt", folder / "last.ckpt"):
+                if path.is_file():
+                    path.replace(path.with_suffix(".previous.ckpt"))
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is loaded: never test untrained weights silently."""
@@ -140,8 +149,12 @@ def run(args: list[str] | None = None) -> None:
 
 def _mistake(error: BaseException | None) -> BaseException | None:
     """What the user can mend, also where the parser has wrapped it into an error of its own."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return error
     while error is not None:
-        if isinstance(error, InputError | LanguageModelError | OSError):
+        if isinstance(error, InputError | LanguageModelError):
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -6,12 +6,14 @@ The training step is the paper's Algorithm 1 with the corrected losses of ``rpp.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric
@@ -112,11 +114,22 @@ class RPPModule(LightningModule):
         )
         self.steps: list[Step] = []  # of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
+        self.replies: Counter[str] = Counter()  # how the replies behind the RPP row were read
+        self.trained_with: dict[str, str] = {}  # language model and decoding of the checkpoint
 
     # -- set-up ------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Build agents and state encoder for the data set's vectors."""
+        """Build agents and state encoder for the data set's vectors.
+
+        Raises:
+            InputError: On several devices: results are not yet gathered from them.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(
+                f"RPP runs in one process, not {self.trainer.world_size}: set trainer.devices to 1;"
+                " put a language model on several GPUs behind a server (conf/llm/server.yaml)"
+            )
         if hasattr(self, "agents"):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -161,9 +174,9 @@ class RPPModule(LightningModule):
                 next_value = torch.zeros_like(decision.value)
             else:
                 observation = self._observe(turn)
-                next_value = self.agents.value(
-                    self.states(observation), horizon(n_left - 1, self.discount)
-                ).detach()
+                with torch.no_grad():
+                    reached = self.states(observation)
+                    next_value = self.agents.value(reached, horizon(n_left - 1, self.discount))
             transitions.append((decision, reward, next_value))
             if last or self.n_step_return == 1:
                 self._update(transitions)
@@ -299,6 +312,7 @@ class RPPModule(LightningModule):
     def on_test_start(self) -> None:
         """Forget the results of an earlier test."""
         self.results = {}
+        self.replies = Counter()
         self.steps = []
 
     def test_step(self, batch: list[Episode], batch_idx: int) -> None:
@@ -307,12 +321,13 @@ class RPPModule(LightningModule):
         greedy = self.play(batch, self.greedy, n_steps)
         rows = {
             "RPP": greedy[-1],
-            "RPP, first step only": greedy[0],
+            "RPP, first step": greedy[0],
             "RPP, sampled": self.play(batch, self.sampled, n_steps)[-1],
             "random policy": self.play(batch, self.random, n_steps, blind=True)[-1],
             "best static prompt": self._ask_static(batch, self.static),
         } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}
         self.steps.append(greedy[-1])
+        self.replies.update(ranking.status for ranking in greedy[-1].rankings)
         with final_scoring():
             for name, turn in rows.items():
                 ranks = target_ranks(turn.rankings, batch)
@@ -424,6 +439,13 @@ class RPPModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what the weights belong to."""
         checkpoint["rpp"] = self.belonging
+        checkpoint["trained_with"] = self._environment()
+
+    def _environment(self) -> dict[str, str]:
+        ranker = self.ranker
+        if ranker is None:
+            return {}
+        return {"language model": ranker.llm.fingerprint, "decoding": ranker.decoding}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that belong to something else.
@@ -434,6 +456,12 @@ class RPPModule(LightningModule):
         theirs = checkpoint.get("rpp")
         if not isinstance(theirs, dict):
             raise InputError("this checkpoint was not written by RPPModule: fit one first")
+        self.trained_with = checkpoint.get("trained_with", {})
+        if self.ranker is not None and self.trained_with != self._environment():
+            rank_zero_info(
+                "This policy was trained with another language model or decoding"
+                f" ({self.trained_with}): what follows shows how well it transfers."
+            )
         ours = self.belonging
         for key, remedy in {
             "data set": "use the data settings it was trained with",

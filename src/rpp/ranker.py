@@ -141,8 +141,8 @@ class Ranker:
         if len(rankings) > 1 and all(ranking.failed for ranking in rankings):
             raise LanguageModelError(
                 f"the language model answered none of {len(rankings)} prompts:"
-                f" {rankings[0].reply}. Everything answered before is kept; once the model is back,"
-                " go on with --ckpt_path last"
+                f" {rankings[0].reply}. Everything answered before is kept: once the model is back,"
+                " run the same command again, with --ckpt_path last if an epoch was finished"
             )
         return rankings
 

@@ -33,12 +33,12 @@ class PromptEncoder:
     Args:
         model: ``minilm-l6`` (embedded, fetched once), a local folder or a hub id such as
             ``bert-base-uncased`` (the paper's).
-        max_tokens: Longer prompts are cut here.
+        max_tokens: Longer prompts are cut here; BERT reads no more than 512.
         n_kept: Encodings remembered.
     """
 
     def __init__(
-        self, model: str = "minilm-l6", max_tokens: int = 256, n_kept: int = 20_000
+        self, model: str = "minilm-l6", max_tokens: int = 512, n_kept: int = 20_000
     ) -> None:
         self.model = model
         self.max_tokens = max_tokens

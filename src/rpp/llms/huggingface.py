@@ -452,7 +452,7 @@ def _content_name(name: str) -> str:
         return name
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
+        if file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             with file.open("rb") as stream:
                 digest.update(stream.read(1 << 20))

@@ -31,8 +31,8 @@ class OpenAILanguageModel(LanguageModel):
         concurrency: Requests under way at once.
         timeout: Seconds until a request is given up and repeated.
         max_retries: Repetitions after a timeout, a lost connection, or status 429 or 5xx.
-        max_total_tokens: Prompt and reply tokens after which no further request is sent;
-            ``null`` sets no limit.
+        max_total_tokens: Prompt and reply tokens of this run after which no further request is
+            sent; ``null`` sets no limit.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class OpenAILanguageModel(LanguageModel):
             )
             text = answer.choices[0].message.content
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise InputError(
+            return LanguageModelError(
                 f"the server refused the key in {self.key_variable} (status {error.status_code})"
-            ) from None
+            )
         except openai.APIStatusError as error:
             return LanguageModelError(f"the server answered with status {error.status_code}")
         except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
