@@ -273,6 +273,8 @@ def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: in
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
     )
     shown.add_column("method", no_wrap=True)
     for name in METRICS:
