@@ -1,16 +1,19 @@
-"""Language models without any skill, as functions of the prompt.
+"""Language models without any skill.
 
 Whatever is built on top of them must score chance; a pipeline in which they do not measures
-something else than ranking. Name one in ``environment.llm.init_args.reply`` of a
-``ScriptedLanguageModel``, as the overlays in ``conf/controls`` do.
+something else than ranking. The overlays in ``conf/controls`` put each in the place of the real
+model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal
 
 import numpy as np
+
+from rpp.llms.base import ScriptedLanguageModel
 
 
 def shown_candidates(prompt: str) -> list[str]:
@@ -53,3 +56,24 @@ SKILL_LESS = (
     answers_at_random,
     says_nothing,
 )
+
+
+class ControlLanguageModel(ScriptedLanguageModel):
+    """A language model without any skill.
+
+    Args:
+        behaviour: What it does in place of ranking.
+    """
+
+    def __init__(
+        self,
+        behaviour: Literal[
+            "copies_the_list",
+            "echoes_on_one_line",
+            "names_one_position",
+            "answers_at_random",
+            "says_nothing",
+        ],
+    ) -> None:
+        by_name = {reply.__name__: reply for reply in SKILL_LESS}
+        super().__init__(reply=by_name[behaviour], name=behaviour)
