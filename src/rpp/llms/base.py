@@ -140,7 +140,7 @@ class ScriptedLanguageModel(LanguageModel):
     """A language model whose answers are given: for tests and for trying a configuration out.
 
     Args:
-        reply: Function of the prompt, or one text for all.
+        reply: Function of the prompt, or one text for all; YAML can only give a text.
         scorer: Function of prompt and continuation.
         name: Part of the fingerprint; change it together with the functions.
         context: Context length in tokens, if limited.
