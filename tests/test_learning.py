@@ -22,7 +22,9 @@ def planted(users, best_of):
     and answers at random otherwise.
     """
     by_candidates = {
-        tuple(sorted(i.title for i in e.candidates)): e for e in users.episodes("train")
+        tuple(sorted(i.title for i in e.candidates)): e
+        for split in ("train", "validation")
+        for e in users.episodes(split)
     }
 
     def reply(prompt):

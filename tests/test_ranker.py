@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
+from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.prompts.compose import Prompt, identifier
 from rpp.ranker import Ranker, arbitrary_order, parse_reply
@@ -356,3 +357,14 @@ def test_every_decoding_with_a_real_network(decoding, tiny_llm_folder, tiny_epis
         for prompt, episode in zip(prompts, episodes, strict=True)
         for ranking in apart.rank([prompt], [episode])
     ]
+
+
+def test_an_empty_cache_is_used_all_the_same(tmp_path, tiny_episodes):
+    """An empty cache has length 0 and is therefore false; it was once replaced by one in memory."""
+    episodes = tiny_episodes[:3]
+    llm = ScriptedLanguageModel(reply="1. nobody")
+    for calls in (3, 0):
+        ranker = Ranker(llm, cache=ReplyCache(tmp_path))
+        ranker.rank(prompts_for(episodes), episodes)
+        assert ranker.counters.calls == calls
+        ranker.llm.close()

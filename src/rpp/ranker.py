@@ -84,7 +84,7 @@ class Ranker:
                 f"decoding {decoding!r} needs the candidates in the prompt: set"
                 " environment.show_candidates to true or environment.decoding to likelihood"
             )
-        self.llm = CachedLanguageModel(llm, cache or ReplyCache(None))
+        self.llm = CachedLanguageModel(llm, ReplyCache(None) if cache is None else cache)
         self.decoding = decoding
         self.seed = seed
         self.display = Display(
