@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader, DistributedSampler
 
 from rpp.callbacks import RewardEnvironment
 from rpp.data.collaborative import CollaborativeVectors
-from rpp.data.datamodule import shuffle_candidates
+from rpp.data.datamodule import EpisodeDataModule
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.module import RPPModule
 from rpp.types import Episode, Item, Split
@@ -43,70 +42,35 @@ def make_episode(user: int, split: Split, n_candidates: int, seed: int = 0) -> E
     )
 
 
-class MadeUpUsers(LightningDataModule):
-    """Users with random histories and vectors; the sets are disjoint."""
+class MadeUpUsers(EpisodeDataModule):
+    """Users with random histories and vectors in the place of prepared ones; sets disjoint."""
 
     def __init__(
         self, n_train: int = 200, n_validation: int = 50, n_test: int = 400, n_candidates: int = 10,
         batch_size: int = 200, seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(batch_size=batch_size, seed=seed)
         counts: dict[Split, int] = {"train": n_train, "validation": n_validation, "test": n_test}
         start = 0
-        self.by_split: dict[Split, list[Episode]] = {}
         for split, count in counts.items():
             users = range(start, start + count)
-            self.by_split[split] = [make_episode(u, split, n_candidates, seed) for u in users]
+            self._episodes[split] = [make_episode(u, split, n_candidates, seed) for u in users]
             start += count
         rng = torch.Generator().manual_seed(seed)
         self.vectors = CollaborativeVectors(
             torch.randn(start, 16, generator=rng), torch.randn(N_ITEMS, 16, generator=rng)
         )
-        self.summary = {
-            "fingerprint": f"made up {seed}",
-            "settings": {"name": "made-up", "seed": seed},
-        }
-        self.batch_size = batch_size
-        self.seed = seed
 
-    def episodes(self, split: Split) -> list[Episode]:
-        return self.by_split[split]
+    def prepare_data(self) -> None:
+        """There is nothing to prepare."""
 
-    def _loader(self, split: Split, sampler: Any = None) -> DataLoader[Episode]:
-        return DataLoader(
-            self.by_split[split],
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=list,  # type: ignore[arg-type]
-        )
+    def setup(self, stage: str) -> None:
+        """Everything is there already."""
 
-    def train_dataloader(self) -> DataLoader[Episode]:
-        sampler = DistributedSampler(
-            self.by_split["train"],
-            num_replicas=1,
-            rank=0,
-            seed=self.seed,  # type: ignore[arg-type]
-        )
-        return self._loader("train", sampler)
-
-    def val_dataloader(self) -> DataLoader[Episode]:
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Episode]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Episode]:
-        return self._loader("test")
-
-    def on_before_batch_transfer(self, batch: list[Episode], dataloader_idx: int) -> list[Episode]:
-        if self.trainer is not None and self.trainer.training:
-            return shuffle_candidates(batch, self.seed, self.trainer.current_epoch)
-        return batch
-
-    def transfer_batch_to_device(
-        self, batch: list[Episode], device: torch.device, dataloader_idx: int
-    ) -> list[Episode]:
-        return batch
+    @property
+    def summary(self) -> dict[str, Any]:
+        seed = self.settings.seed
+        return {"fingerprint": f"made up {seed}", "settings": {"name": "made-up", "seed": seed}}
 
 
 class HashEncoder:

@@ -269,9 +269,7 @@ def parse_reply(
     return max(reversed(distinct), key=len), unmatched
 
 
-_LIST_LINE = re.compile(
-    r"^\W*(?:(?P<number>\d{1,2})|[A-Z]{1,2})\s*[.):\]\-](?!\d)|^\s*[-*\u2022](?P<bullet>)"
-)
+_LIST_LINE = re.compile(r"^\W*(?:(?P<number>\d{1,2})|[A-Z]{1,2})\s*[.):\]\-](?!\d)|^\s*[-*\u2022]")
 """A numbered, lettered or bulleted line."""
 
 

@@ -96,14 +96,12 @@ class EpisodeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Training users, in an order drawn anew every epoch from the data seed."""
-        world, rank = (
-            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        )
         episodes = self._episodes["train"]
+        # of all samplers this one is told the epoch, so that a resumed run has the same order
         sampler: DistributedSampler[Episode] = DistributedSampler(
             episodes,  # type: ignore[arg-type]
-            num_replicas=world,
-            rank=rank,
+            num_replicas=1,
+            rank=0,
             shuffle=True,
             seed=self.settings.seed,
         )
