@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rpp.llms.base import LanguageModel, LanguageModelError
-from rpp.llms.huggingface import ALPACA, GumbelNoise, HuggingFaceLanguageModel, _allowed
+from rpp.llms.huggingface import ALPACA, GumbelNoise, HuggingFaceLanguageModel
+from rpp.llms.lines import Lines
 from rpp.types import InputError
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -80,7 +81,7 @@ def test_scores_are_those_of_a_plain_forward_pass(llm):
     for prompt, start, texts, row in zip(PROMPTS, begun, OPTIONS, rows, strict=True):
         for text, score in zip(texts, row, strict=True):
             tail = llm.tokenizer(text, add_special_tokens=False).input_ids
-            head = llm._encode(prompt, start)
+            head = llm.encode(prompt, start)
             assert score == pytest.approx(naive_score(llm, head, tail), abs=1e-4)
 
 
@@ -89,13 +90,14 @@ def test_scores_sum_over_tokens(llm):
     ids = llm.tokenizer("Red Harbour", add_special_tokens=False).input_ids
     assert len(ids) > 1
     (whole,) = llm.score(["x"], [["Red Harbour"]])[0]
-    head = llm._encode("x")
+    head = llm.encode("x")
     parts = [naive_score(llm, head + ids[:k], [ids[k]]) for k in range(len(ids))]
     assert whole == pytest.approx(sum(parts), abs=1e-4)
 
 
 def test_small_batches_score_and_write_the_same(llm, make):
-    small = make(tokens_per_batch=1)
+    small = make()
+    small.place(torch.device("cpu"), memory_gb=1e-9)
     assert small.generate(PROMPTS) == llm.generate(PROMPTS)
     assert small.permute(PROMPTS, OPTIONS) == llm.permute(PROMPTS, OPTIONS)
     for row, other in zip(small.score(PROMPTS, OPTIONS), llm.score(PROMPTS, OPTIONS), strict=True):
@@ -108,7 +110,7 @@ def test_nothing_cannot_be_scored(llm):
 
 
 def test_greedy_takes_the_most_probable_token(llm):
-    head = llm._encode("What next?")
+    head = llm.encode("What next?")
     written = []
     for _ in range(12):
         with torch.no_grad():
@@ -146,13 +148,31 @@ def test_default_permute_is_the_best_line_among_what_is_left(llm):
 
 
 def test_allowed_tokens_by_hand():
-    lines = [[1, 9], [1, 2, 9], [3, 9]]
-    assert _allowed([], lines) == [1, 3]
-    assert _allowed([1], lines) == [2, 9]
-    assert _allowed([1, 9], lines) == [1, 3]
-    assert _allowed([1, 9, 1], lines) == [2]
-    assert _allowed([3, 9, 1, 2, 9, 1], lines) == [9]
-    assert _allowed([3, 9, 1, 2, 9, 1, 9], lines) == []
+    lines = Lines([[1, 9], [1, 2, 9], [3, 9]])
+    assert lines.allowed() == [1, 3]
+    lines.write(1)
+    assert lines.allowed() == [2, 9]
+    lines.write(9)
+    assert lines.order == [0]
+    assert lines.allowed() == [1, 3]
+    lines.write(1)
+    assert lines.allowed() == [2]
+    assert lines.force() == []  # only [3, 9] could follow: the order is known
+    assert lines.finished
+    assert lines.order == [0, 1, 2]
+
+
+def test_what_is_no_choice_is_forced():
+    lines = Lines([[5, 6, 1, 9], [5, 6, 2, 9], [7, 8, 9]])
+    assert lines.force() == []
+    lines.write(5)
+    assert lines.force() == [6]
+    lines.write(1)
+    assert lines.force() == [9]
+    assert lines.allowed() == [5, 7]
+    alike = Lines([[4, 1, 9], [4, 2, 9]])
+    assert alike.force() == [4]
+    assert not alike.finished
 
 
 def test_sampling_depends_on_seed_and_prompt_alone(make):
@@ -185,18 +205,18 @@ def test_reply_length_is_bounded(make):
 
 def test_templates(make):
     chat, alpaca, none = (make(template=t) for t in ("chat", "alpaca", "none"))
-    assert chat.tokenizer.decode(chat._encode("Hi", "1.")) == "<|user|>Hi<|end|><|assistant|>1."
-    assert alpaca.tokenizer.decode(alpaca._encode("Hi", "1.")) == (
+    assert chat.tokenizer.decode(chat.encode("Hi", "1.")) == "<|user|>Hi<|end|><|assistant|>1."
+    assert alpaca.tokenizer.decode(alpaca.encode("Hi", "1.")) == (
         "### Instruction:\nHi\n\n### Response:\n1."
     )
-    assert ALPACA.format(prompt="Hi") + "1." == alpaca.tokenizer.decode(alpaca._encode("Hi", "1."))
-    assert none.tokenizer.decode(none._encode("Hi")) == "Hi"
+    assert ALPACA.format(prompt="Hi") + "1." == alpaca.tokenizer.decode(alpaca.encode("Hi", "1."))
+    assert none.tokenizer.decode(none.encode("Hi")) == "Hi"
     assert chat.count_tokens("Hi") > none.count_tokens("Hi")
 
 
 def test_braces_in_a_title_do_not_break_the_template(make):
     llm = make(template="alpaca")
-    assert "{0} {x}" in llm.tokenizer.decode(llm._encode("{0} {x}"))
+    assert "{0} {x}" in llm.tokenizer.decode(llm.encode("{0} {x}"))
 
 
 def test_context_length_is_the_models(llm):
@@ -223,7 +243,7 @@ def test_fingerprint_knows_everything_that_changes_a_reply(make, tmp_path):
     base = make()
     assert base.fingerprint == make().fingerprint
     assert make(seed=5, top_p=0.5).fingerprint == base.fingerprint  # greedy: no difference
-    assert make(tokens_per_batch=64).fingerprint == base.fingerprint
+    assert make(share_prefixes=False).fingerprint == base.fingerprint
     settings = [
         {"template": "alpaca"},
         {"dtype": "bfloat16"},
@@ -271,7 +291,7 @@ def test_adapter_is_applied(make, llm, adapter_folder):
     adapted = make(adapter=str(folder))
     (scores,) = adapted.score(["Rank"], [LETTERS])
     with torch.no_grad():
-        ids = torch.tensor([adapted._encode("Rank")])
+        ids = torch.tensor([adapted.encode("Rank")])
         log_probs = network(input_ids=ids).logits[0, -1].log_softmax(-1)
     tokens = [adapted.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
     assert scores == pytest.approx(log_probs[tokens].tolist(), abs=1e-4)
@@ -326,21 +346,83 @@ def test_model_without_chat_template_names_the_remedy(tmp_path):
     )
 
 
+def full(*args, **options):
+    raise torch.OutOfMemoryError("tried to allocate 8 GiB")
+
+
 def test_out_of_memory_names_the_remedy(make, monkeypatch):
     llm = make()
-
-    def fail(*args, **options):
-        raise torch.OutOfMemoryError("tried to allocate 8 GiB")
-
-    monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
-    monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: fail)
+    monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: full)
     for ask in (
         lambda: llm.generate(["a"]),
         lambda: llm.permute(["a"], [["A", "B"]]),
         lambda: llm.score(["a"], [["A"]]),
     ):
-        with pytest.raises(LanguageModelError, match=r"lower .*tokens_per_batch"):
+        with pytest.raises(LanguageModelError, match="use a quantised or smaller model"):
             ask()
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(llm, make, monkeypatch):
+    """The estimate of what fits may be wrong; the answer is the same."""
+    small = make()
+    decoder, most = small.decoder, 2
+    whole = decoder._pass
+
+    def limited(trees, cache):
+        return full() if len(trees) > most else whole(trees, cache)
+
+    monkeypatch.setattr(decoder, "_pass", limited)
+    assert small.generate(PROMPTS) == llm.generate(PROMPTS)
+    assert small.permute(PROMPTS, OPTIONS) == llm.permute(PROMPTS, OPTIONS)
+    for row, other in zip(small.score(PROMPTS, OPTIONS), llm.score(PROMPTS, OPTIONS), strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+
+
+def grid(n_users=3, n_sentences=4):
+    """Prompts of a few users that differ at their ends alone."""
+    return [
+        f"You know films.\n{user} has seen\n1. Red Harbour {user}\n2. Silent River\nRank {k}."
+        for user in range(n_users)
+        for k in range(n_sentences)
+    ]
+
+
+def test_shared_beginnings_are_computed_once_and_change_nothing(make, monkeypatch):
+    shared, alone = make(), make(share_prefixes=False)
+    nodes = {}
+    for llm in (shared, alone):
+        llm.decoder.pair_cost = 0.0  # on a network this small attention would outweigh the gain
+        passed = nodes[llm] = []
+        whole = llm.decoder._pass
+
+        def counted(trees, cache, whole=whole, passed=passed):
+            passed.extend(len(tree) for tree in trees)
+            return whole(trees, cache)
+
+        monkeypatch.setattr(llm.decoder, "_pass", counted)
+    prompts = grid()
+    options = [LETTERS[:4]] * len(prompts)
+    assert shared.generate(prompts) == alone.generate(prompts)
+    assert shared.permute(prompts, options) == alone.permute(prompts, options)
+    ours, theirs = shared.score(prompts, options), alone.score(prompts, options)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+    assert sum(nodes[shared]) < 0.5 * sum(nodes[alone])
+
+
+def test_constrained_decoding_spends_no_pass_on_what_is_no_choice(make, monkeypatch):
+    """Ten letters: nine choices, the first of them from the prompt's own pass."""
+    llm = make()
+    steps = []
+    go_on = llm.decoder._continue
+
+    def counted(ids, *rest):
+        steps.append(ids.shape[1])
+        return go_on(ids, *rest)
+
+    monkeypatch.setattr(llm.decoder, "_continue", counted)
+    llm.permute(["Rank"], [LETTERS])
+    assert steps == [2] * 8  # a letter and its line break at once
 
 
 def test_trainers_device_is_taken_unless_one_is_named(make):

@@ -6,27 +6,32 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rpp import charts
-from rpp.assets import cache_dir
 from rpp.llms.base import LanguageModel
-from rpp.llms.cache import ReplyCache
+from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
 from rpp.prompts.patterns import PATTERNS
 from rpp.ranker import Counters, Decoding, Ranker
+from rpp.types import InputError
+
+N_CALIBRATION = 8
+"""Prompts by which time and tokens are estimated; the stage asks them anyway."""
 
 CHANCE = "chance"
 STATIC = "best static prompt"
@@ -38,7 +43,7 @@ class RewardEnvironment(Callback):
     The model is no submodule of anything: it is in no checkpoint, no optimizer and no DDP group.
 
     Args:
-        llm: The language model.
+        llm: The language model; only a module that asks for a ranker needs one.
         decoding: ``generate``: free text, parsed (the paper). ``constrained``: only unused
             identifiers can be written. ``first_token``: candidates by the log-probability of
             their identifier as first token. ``likelihood``: by that of their title as answer.
@@ -46,57 +51,136 @@ class RewardEnvironment(Callback):
             free of position bias by construction.
         cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
             ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
+        cache_gb: Size of that folder, in 10^9 bytes, above which the replies not used for longest
+            are dropped.
+        memory_gb: Memory that passes of a model in this process may take beside its weights, in
+            10^9 bytes; by default most of a GPU's free memory, or a quarter of the computer's.
+        max_calls: Calls to the language model after which the run stops, with a checkpoint or
+            the table so far; answers from the cache are free.
         seed: Of the order in which candidates that a reply leaves out are appended.
     """
 
     def __init__(
         self,
-        llm: LanguageModel,
+        llm: LanguageModel | None = None,
         decoding: Decoding = "generate",
         show_candidates: bool = True,
         cache_dir: str | None = "auto",
+        cache_gb: float | None = 2.0,
+        memory_gb: float | None = None,
+        max_calls: int | None = None,
         seed: int = 0,
     ) -> None:
+        for name, limit in {"cache_gb": cache_gb, "memory_gb": memory_gb, "max_calls": max_calls}.items():
+            if limit is not None and limit <= 0:
+                raise InputError(f"environment.{name} is {limit}: choose a positive number, or null")
         self.llm = llm
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
         self.cache_dir = cache_dir
+        self.cache_gb = cache_gb
+        self.memory_gb = memory_gb
+        self.max_calls = max_calls
         self.seed = seed
         self.ranker: Ranker | None = None
-        self._logged = Counters()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Build the ranker on the trainer's device and hand it to the module."""
+        """Build the ranker on the trainer's device and hand it to the module.
+
+        Raises:
+            InputError: If the module needs a language model and there is none.
+        """
+        if not hasattr(pl_module, "ranker"):
+            return
         if self.ranker is None:
+            if self.llm is None:
+                raise InputError(
+                    "no language model: set environment.llm.class_path, for example by --config"
+                    " conf/llm/smollm2.yaml"
+                )
             if isinstance(self.llm, HuggingFaceLanguageModel):
-                self.llm.place(trainer.strategy.root_device)
+                self.llm.place(trainer.strategy.root_device, self.memory_gb)
             folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
             if self.cache_dir == "auto":
-                folder = cache_dir() / "replies"
+                folder = default_folder()
             self.ranker = Ranker(
                 self.llm,
                 self.decoding,
                 show_candidates=self.show_candidates,
                 seed=self.seed,
-                cache=ReplyCache(folder),
+                cache=ReplyCache(folder, self.cache_gb),
+                max_calls=self.max_calls,
             )
         pl_module.ranker = self.ranker  # type: ignore[assignment]
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the epoch has cost and how well replies were understood."""
-        assert self.ranker is not None
-        now, before = self.ranker.counters, self._logged
-        self._logged = now
-        for name, value in now.as_dict().items():
-            pl_module.log(f"environment/{name}", value - before.as_dict()[name])
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Say what the fit may cost before it begins."""
+        self._announce(trainer, pl_module, "fit")
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Say what the test may cost before it begins."""
+        self._announce(trainer, pl_module, "test")
+
+    def _announce(self, trainer: Trainer, pl_module: Any, stage: Literal["fit", "test"]) -> None:
+        """Print the budget: calls at most, and tokens and time by those of a few real prompts."""
+        if self.ranker is None:
+            return
+        before = self.ranker.counters
+        started = perf_counter()
+        pl_module.calibrate(stage, N_CALIBRATION)
+        seconds = perf_counter() - started
+        after = self.ranker.counters
+        if trainer.is_global_zero:
+            text = budget(pl_module.n_calls(stage), before, after, seconds, self.max_calls)
+            Console().print(text, highlight=False, soft_wrap=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what the run has cost so far; stop when the budget is used up."""
+        if self.ranker is None:
+            return
+        for name, value in self.ranker.counters.as_dict().items():
+            pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
+        if self.ranker.exhausted is not None and not trainer.should_stop:
+            trainer.should_stop = True
+            rank_zero_info(f"{self.ranker.exhausted}: stopping with a checkpoint.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the language model and close the cache."""
         if self.ranker is not None:
             self.ranker.llm.close()
             self.ranker = None
-            self._logged = Counters()
-        pl_module.ranker = None  # type: ignore[assignment]
+            pl_module.ranker = None  # type: ignore[assignment]
+
+
+def budget(
+    n_calls: int | None, before: Counters, after: Counters, seconds: float, max_calls: int | None
+) -> str:
+    """What a stage may cost, in words.
+
+    Args:
+        n_calls: Calls at most; ``None`` if the stage has no end of its own.
+        before: Counters before some prompts were asked.
+        after: Counters after.
+        seconds: Time they took.
+        max_calls: The user's limit.
+    """
+    limits = [n for n in (n_calls, max_calls) if n is not None]
+    text = f"Budget: at most {min(limits):,} calls" if limits else "Budget: calls without limit"
+    fresh = after.calls - before.calls
+    if not fresh:
+        return f"{text}; the first {after.cache_hits - before.cache_hits} prompts are in the cache."
+    tokens = after.prompt_tokens - before.prompt_tokens, after.reply_tokens - before.reply_tokens
+    if limits:
+        read, written = (f"{min(limits) * n / fresh:,.0f}" for n in tokens)
+        hours = timedelta(seconds=round(min(limits) * seconds / fresh))
+        return (
+            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours by the first"
+            f" {fresh}; what the cache knows is free."
+        )
+    read, written = (f"{n / fresh:,.0f}" for n in tokens)
+    return f"{text}, each about {read} prompt and {written} reply tokens, {seconds / fresh:.2f} s."
 
 
 class PromptLog(Callback):
@@ -305,10 +389,10 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
             f"{counters.shortened_histories} prompts did not fit the model's context and showed"
             " fewer past items than chosen."
         )
-    missing = int(results["RPP"].isnan().sum())
+    missing = int(max(ranks.isnan().sum() for ranks in results.values()))
     if missing:
         lines.append(
-            f"{missing} test users got no answer and are left out of the table: run test again,"
+            f"Up to {missing} test users got no answer and are left out of a row: run test again,"
             " what was answered is kept."
         )
     return lines

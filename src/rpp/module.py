@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -27,7 +27,7 @@ from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.patterns import PATTERNS, load_patterns
 from rpp.prompts.static import StaticPrompt, draw_static_prompts
 from rpp.ranker import Ranker
-from rpp.types import Episode, InputError, Ranking, final_scoring
+from rpp.types import SPLITS, Episode, InputError, Ranking, Split, final_scoring
 
 Choose = Callable[[Tensor, int, Sequence[Episode]], Tensor]
 """A policy: state ``(B, D)``, step and users to actions ``(B, P)``."""
@@ -286,15 +286,42 @@ class RPPModule(LightningModule):
         for step, score in enumerate(scores):
             self.log(f"val_ndcg_by_step/{step:02d}", score.float())
 
+    def n_calls(self, stage: Literal["fit", "test"]) -> int | None:
+        """Largest number of calls to the language model; ``None`` without ``max_epochs``."""
+        n_users = {split: len(self._episodes(split)) for split in SPLITS}
+        if stage == "test":  # greedy and sampled play all steps, the other two rows ask once
+            return n_users["test"] * (2 * int(self.inference_steps) + 2)
+        n_epochs = self.trainer.max_epochs
+        if n_epochs is None or n_epochs < 0:
+            return None
+        n_left = n_epochs - self.trainer.current_epoch
+        an_epoch = (n_users["train"] + n_users["validation"]) * self.n_steps
+        return n_left * an_epoch + self.n_static_prompts * n_users["validation"]
+
+    def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
+        """Ask some prompts that the stage asks anyway, long ones where there is a choice."""
+        static = self.static
+        if stage == "fit":
+            static = max(self._static_prompts(), key=lambda each: each.length)
+        episodes = self._episodes("validation" if stage == "fit" else "test")
+        self._ask_static(episodes[:n_prompts], static)
+
+    def _episodes(self, split: Split) -> list[Episode]:
+        episodes: list[Episode] = self.trainer.datamodule.episodes(split)  # type: ignore[attr-defined]
+        return episodes
+
+    def _static_prompts(self) -> list[StaticPrompt]:
+        return draw_static_prompts(
+            self.patterns, self.n_static_prompts, self.n_steps, self.policy_seed
+        )
+
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Choose the best of some static prompts on validation users: what RPP has to beat."""
         if self.static_length > 0:  # a resumed run has chosen already
             return
-        episodes = self.trainer.datamodule.episodes("validation")  # type: ignore[attr-defined]
-        drawn = draw_static_prompts(
-            self.patterns, self.n_static_prompts, self.n_steps, self.policy_seed
-        )
+        episodes = self._episodes("validation")
+        drawn = self._static_prompts()
         scores = [
             float(self._reward(self._ask_static(episodes, static)).nanmean()) for static in drawn
         ]

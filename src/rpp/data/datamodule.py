@@ -96,16 +96,7 @@ class EpisodeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Training users, in an order drawn anew every epoch from the data seed."""
-        episodes = self._episodes["train"]
-        # of all samplers this one is told the epoch, so that a resumed run has the same order
-        sampler: DistributedSampler[Episode] = DistributedSampler(
-            episodes,  # type: ignore[arg-type]
-            num_replicas=1,
-            rank=0,
-            shuffle=True,
-            seed=self.settings.seed,
-        )
-        return self._loader(episodes, sampler)
+        return self._loader(self._episodes["train"], shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Validation users."""
@@ -119,11 +110,19 @@ class EpisodeDataModule(LightningDataModule):
         """Test users; their targets are not read."""
         return self._loader(self._episodes["test"])
 
-    def _loader(
-        self, episodes: list[Episode], sampler: DistributedSampler[Episode] | None = None
-    ) -> DataLoader[Episode]:
+    def _loader(self, rows: list[Any], *, shuffle: bool = False) -> DataLoader[Any]:
+        # of all samplers this one is told the epoch, so that a resumed run has the same order
+        sampler: DistributedSampler[Any] | None = None
+        if shuffle:
+            sampler = DistributedSampler(
+                rows,  # type: ignore[arg-type]
+                num_replicas=1,
+                rank=0,
+                shuffle=True,
+                seed=self.settings.seed,
+            )
         return DataLoader(
-            episodes,  # type: ignore[arg-type]
+            rows,  # type: ignore[arg-type]
             batch_size=self.batch_size,
             sampler=sampler,
             collate_fn=list,

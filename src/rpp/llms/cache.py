@@ -1,22 +1,35 @@
-"""Replies and scores on disk: a repeated prompt costs no call to the language model."""
+"""Replies and scores on disk: a repeated prompt costs no call to the language model.
+
+``python -m rpp.llms.cache stats`` tells what is kept, ``clear`` drops it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from time import time
 from typing import Any
 
+from rich.console import Console
 from tqdm import tqdm
 
+from rpp.assets import cache_dir
 from rpp.llms.base import LanguageModel, LanguageModelError, Usage
+
+FILE = "replies.sqlite"
 
 CHUNK = 32
 """Prompts sent at once; what is answered is on disk before the next are sent."""
+
+STALE = 3600
+"""Seconds after which a use is noted again: reading would otherwise always write."""
 
 
 class ReplyCache:
@@ -24,10 +37,13 @@ class ReplyCache:
 
     Args:
         folder: Where ``replies.sqlite`` lies; ``None`` keeps it in memory for this run.
+        max_gb: Size, in 10^9 bytes, above which the values not used for longest are dropped;
+            ``None`` is without limit.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
-        self.path = None if folder is None else Path(folder) / "replies.sqlite"
+    def __init__(self, folder: str | Path | None, max_gb: float | None = None) -> None:
+        self.path = None if folder is None else Path(folder) / FILE
+        self.max_bytes = None if max_gb is None else int(max_gb * 1e9)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,30 +67,43 @@ class ReplyCache:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS replies"
+            " (key TEXT PRIMARY KEY, value TEXT, used INTEGER DEFAULT 0) WITHOUT ROWID"
         )
+        if "used" not in {row[1] for row in connection.execute("PRAGMA table_info(replies)")}:
+            connection.execute("ALTER TABLE replies ADD COLUMN used INTEGER DEFAULT 0")
         connection.execute("SELECT key FROM replies LIMIT 1").fetchone()
         return connection
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Values of those keys that are known."""
+        """Values of those keys that are known; they count as used now."""
         known: dict[str, Any] = {}
+        now = int(time())
         for start in range(0, len(keys), 500):
             some = list(keys[start : start + 500])
             marks = ",".join("?" * len(some))
             rows = self._connection.execute(
-                f"SELECT key, value FROM replies WHERE key IN ({marks})",  # noqa: S608
+                f"SELECT key, value, used FROM replies WHERE key IN ({marks})",  # noqa: S608
                 some,
-            )
-            known.update((key, json.loads(value)) for key, value in rows)
+            ).fetchall()
+            known.update((key, json.loads(value)) for key, value, _ in rows)
+            stale = [(now, key) for key, _, used in rows if used < now - STALE]
+            if stale:
+                self._write("UPDATE replies SET used = ? WHERE key = ?", stale)
         return known
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Keep values; a full disk costs the cache, never the run."""
-        rows = [(key, json.dumps(value)) for key, value in values.items()]
+        now = int(time())
+        rows = [(key, json.dumps(value), now) for key, value in values.items()]
+        self._write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
+        if self.max_bytes is not None and self.n_bytes > self.max_bytes:
+            self._evict(self.max_bytes)
+
+    def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows)
+            self._connection.executemany(statement, rows)
             self._connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
             if self._connection.in_transaction:
@@ -83,9 +112,42 @@ class ReplyCache:
                 warnings.warn(
                     f"reply cache {self.path} cannot be written ({error}): the run goes on, its"
                     " replies are not kept",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             self._full = True
+
+    def _evict(self, max_bytes: int) -> None:
+        """Drop the values not used for longest, a tenth more than need be.
+
+        The file does not shrink: what becomes free is written to again.
+        """
+        share = 1 - 0.9 * max_bytes / self.n_bytes
+        n_dropped = max(1, int(len(self) * share))
+        self._write(
+            "DELETE FROM replies WHERE key IN (SELECT key FROM replies ORDER BY used LIMIT ?)",
+            [(n_dropped,)],
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes the values take."""
+        pages, free, size = (
+            int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def last_use(self) -> tuple[int, int] | None:
+        """Oldest and newest use of a value, in seconds since 1970; ``None`` if there is none."""
+        oldest, newest = self._connection.execute(
+            "SELECT MIN(used), MAX(used) FROM replies"
+        ).fetchone()
+        return None if newest is None else (int(oldest), int(newest))
+
+    def clear(self) -> None:
+        """Drop every value and give the disk space back."""
+        self._connection.execute("DELETE FROM replies")
+        self._connection.execute("VACUUM")
 
     def __len__(self) -> int:
         """Number of values."""
@@ -221,3 +283,35 @@ class CachedLanguageModel(LanguageModel):
                 known.update(fresh)
                 bar.update(len(some))
         return [known[key] for key in keys]
+
+
+def default_folder() -> Path:
+    """Where replies are kept unless ``environment.cache_dir`` says otherwise."""
+    return cache_dir() / "replies"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tell what the cache keeps, or drop it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rpp.llms.cache", description="The language model's replies on disk."
+    )
+    parser.add_argument("command", choices=["stats", "clear"])
+    parser.add_argument("--cache_dir", type=Path, default=default_folder())
+    given = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    if not (given.cache_dir / FILE).is_file():
+        console.print(f"no replies are kept in {given.cache_dir}")
+        return
+    cache = ReplyCache(given.cache_dir)
+    console.print(f"{len(cache):,} replies and scores, {cache.n_bytes / 1e6:.1f} MB: {cache.path}")
+    if (uses := cache.last_use()) is not None:
+        oldest, newest = (datetime.fromtimestamp(use).strftime("%Y-%m-%d %H:%M") for use in uses)
+        console.print(f"last used between {oldest} and {newest}")
+    if given.command == "clear":
+        cache.clear()
+        console.print("cleared")
+    cache.close()
+
+
+if __name__ == "__main__":
+    main()

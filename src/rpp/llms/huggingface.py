@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,12 +27,18 @@ from transformers import (
 
 from rpp.assets import resolve_model
 from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.decoder import Decoder
+from rpp.llms.lines import Lines
+from rpp.llms.tree import Tree, batches, group
 from rpp.types import InputError
 
 Template = Literal["chat", "alpaca", "none"]
 
 ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
 """How instruction-tuned LoRA models of the Alpaca kind expect a task."""
+
+CPU_PASS = 4096
+"""Padded tokens that pass through the network at once on a CPU, where more is no faster."""
 
 
 class HuggingFaceLanguageModel(LanguageModel):
@@ -53,8 +59,8 @@ class HuggingFaceLanguageModel(LanguageModel):
         temperature: 0 is greedy; the paper uses 0.2.
         top_p: Probability mass sampled from.
         max_new_tokens: Longest reply of ``generate``.
-        tokens_per_batch: Padded tokens sent through the model at once; bounds memory.
         seed: Seed of sampled replies, of each prompt on its own.
+        share_prefixes: Compute what prompts have in common once.
     """
 
     def __init__(
@@ -70,8 +76,8 @@ class HuggingFaceLanguageModel(LanguageModel):
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_new_tokens: int = 200,
-        tokens_per_batch: int = 4096,
         seed: int = 0,
+        share_prefixes: bool = True,
     ) -> None:
         super().__init__()
         self.model_name = model
@@ -84,13 +90,21 @@ class HuggingFaceLanguageModel(LanguageModel):
         self.temperature = temperature
         self.top_p = top_p
         self.max_new_tokens = max_new_tokens
-        self.tokens_per_batch = tokens_per_batch
         self.seed = seed
+        self.share_prefixes = share_prefixes
+        self.memory_gb: float | None = None
 
-    def place(self, device: torch.device) -> None:
-        """Run on the trainer's device unless the configuration names one."""
+    def place(self, device: torch.device, memory_gb: float | None = None) -> None:
+        """Run on the trainer's device unless the configuration names one.
+
+        Args:
+            device: The trainer's.
+            memory_gb: Memory that passes may take beside the weights, in 10^9 bytes; without it
+                most of a GPU's free memory or a quarter of the computer's.
+        """
         if self.device_name == "auto":
             self.device_name = str(device)
+        self.memory_gb = memory_gb
 
     @property
     def device(self) -> torch.device:
@@ -208,106 +222,167 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt inside its template."""
-        return len(self._encode(text))
+        return len(self.encode(text))
 
     def close(self) -> None:
         """Free the weights."""
+        self.__dict__.pop("decoder", None)
         self.__dict__.pop("network", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _encode(self, prompt: str, begun: str = "") -> list[int]:
-        """Token ids of a prompt inside its template and the beginning of its reply."""
+    def render(self, prompt: str) -> str:
+        """A prompt inside its template, up to where the reply begins."""
         if self.template == "chat":
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
             )
-            return self._tokens(str(text) + begun)
-        if self.template == "alpaca":
-            prompt = ALPACA.format(prompt=prompt)
-        return list(self.tokenizer(prompt + begun).input_ids)
+        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
 
-    def _tokens(self, text: str) -> list[int]:
+    def encode(self, prompt: str, begun: str = "") -> list[int]:
+        """Token ids of a prompt inside its template and the beginning of its reply."""
+        return self.encode_with_starts(self.render(prompt) + begun)[0]
+
+    def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
+        """Token ids of a rendered prompt, and the place in it at which each begins."""
+        special = self.template != "chat"  # a chat template writes them itself
+        encoded = self.tokenizer(
+            rendered, add_special_tokens=special, return_offsets_mapping=True
+        )
+        return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text that stands within a reply."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _batches(self, lengths: Sequence[int], extra: int = 0) -> Iterator[list[int]]:
-        """Rows in batches of similar length, at most ``tokens_per_batch`` padded tokens each."""
-        batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-            if batch and (len(batch) + 1) * (lengths[row] + extra) > self.tokens_per_batch:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The network's passes."""
+        return Decoder(self.network, int(self.tokenizer.pad_token_id))  # type: ignore[arg-type]
+
+    def _budget(self) -> int:
+        """Bytes that passes may take beside the weights."""
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9)
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
+        return psutil.virtual_memory().available // 4
+
+    def _run(
+        self,
+        heads: Sequence[list[int]],
+        tails: Sequence[Sequence[list[int]]],
+        work: Callable[[list[Tree], list[list[int]]], None],
+        new_tokens: int = 0,
+    ) -> None:
+        """Send prompts through the network: as trees, in batches that fit the memory.
+
+        Args:
+            heads: Tokens of each prompt.
+            tails: Tokens that follow it, each on its own; ``[[]]`` for none.
+            work: Takes trees and, for each, the rows it holds.
+            new_tokens: Tokens that may be written after each prompt.
+        """
+        decoder = self.decoder
+        limit = self._budget()
+        widest = CPU_PASS if self.device.type == "cpu" else 4 * CPU_PASS
+        sizes = [len(h) + sum(map(len, row)) for h, row in zip(heads, tails, strict=True)]
+        rows_of = group(
+            heads, sizes, pair_cost=decoder.pair_cost, max_size=widest
+        ) if self.share_prefixes else [[row] for row in range(len(heads))]  # fmt: skip
+        trees = []
+        for rows in rows_of:
+            tree = Tree()
+            for row in rows:
+                for tail in tails[row]:
+                    tree.add(heads[row] + tail)
+            trees.append(tree)
+
+        def fits(width: int, numbers: Sequence[int]) -> bool:
+            kept = 0
+            if new_tokens:
+                longest = max(len(heads[row]) for k in numbers for row in rows_of[k])
+                kept = sum(len(rows_of[k]) for k in numbers) * (longest + new_tokens)
+            needed = decoder.n_bytes(width, len(numbers), kept)
+            if self.device.type == "cpu" and width * len(numbers) > CPU_PASS:
+                return False
+            return needed <= limit
+
+        waiting = list(batches([len(tree) for tree in trees], fits))
+        while waiting:
+            numbers = waiting.pop(0)
+            try:
+                work([trees[k] for k in numbers], [rows_of[k] for k in numbers])
+            except torch.OutOfMemoryError as error:
+                if len(numbers) == 1:
+                    raise _out_of_memory(error) from error
+                half = len(numbers) // 2
+                waiting[:0] = [numbers[:half], numbers[half:]]
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Free text, greedy or sampled; a reply does not depend on the batch it was made in."""
-        encoded = [self._encode(prompt) for prompt in prompts]
+        heads = [self.encode(prompt) for prompt in prompts]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
-        for rows in self._batches([len(ids) for ids in encoded], extra=self.max_new_tokens):
+
+        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
+            rows = [row for some in rows_of for row in some]
             processors = LogitsProcessorList()
             if self.temperature > 0:
                 processors += [TemperatureLogitsWarper(self.temperature)]
                 if self.top_p < 1:
                     processors += [TopPLogitsWarper(self.top_p)]
                 processors += [GumbelNoise([prompts[row] for row in rows], self.seed)]
-            texts = self._continue(
-                [encoded[row] for row in rows],
+            known = self.decoder.prefill(trees)
+            width = known.ids.shape[1]
+            known.cache.crop(-1)  # the last token's pass gives the first distribution
+            ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
+                input_ids=known.ids,
+                attention_mask=known.known.long(),
+                past_key_values=known.cache,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id,
                 max_new_tokens=self.max_new_tokens,
                 logits_processor=processors,
             )
+            new = ids[:, width:]
+            self.usage.reply_tokens += int((new != self.tokenizer.pad_token_id).sum())
+            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 replies[row] = text
+
+        with torch.inference_mode():
+            self._run(heads, [[[]]] * len(heads), work, self.max_new_tokens)
+        self.usage.prompt_tokens += sum(map(len, heads))
         return replies
 
     def permute(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
         """Constrained decoding: at every token only the beginnings of unused lines are allowed."""
-        encoded = [self._encode(prompt) for prompt in prompts]
-        line_end = self._tokens("\n")
-        lines = [[self._tokens(text) + line_end for text in texts] for texts in options]
+        heads = [self.encode(prompt) for prompt in prompts]
+        line_end = self.tokenize("\n")
+        lines = [[self.tokenize(text) + line_end for text in texts] for texts in options]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
+
+        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
+            rows = [row for some in rows_of for row in some]
+            states = [Lines(lines[row]) for row in rows]
+            self.usage.reply_tokens += self.decoder.permute(self.decoder.prefill(trees), states)
+            for row, state in zip(rows, states, strict=True):
+                replies[row] = "\n".join(options[row][k] for k in state.order)
+
         longest = max((sum(map(len, each)) for each in lines), default=0)
-        for rows in self._batches([len(ids) for ids in encoded], extra=longest):
-            width = max(len(encoded[row]) for row in rows)
-
-            def allowed(
-                batch_id: int, ids: Tensor, rows: list[int] = rows, width: int = width
-            ) -> list[int]:
-                following = _allowed(ids[width:].tolist(), lines[rows[batch_id]])
-                return following or [int(self.tokenizer.eos_token_id)]
-
-            texts = self._continue(
-                [encoded[row] for row in rows],
-                max_new_tokens=longest + 1,
-                prefix_allowed_tokens_fn=allowed,
-            )
-            for row, text in zip(rows, texts, strict=True):
-                replies[row] = text.rstrip("\n")
+        with torch.inference_mode():
+            self._run(heads, [[[]]] * len(heads), work, longest)
+        self.usage.prompt_tokens += sum(map(len, heads))
         return replies
-
-    @torch.inference_mode()
-    def _continue(self, encoded: Sequence[list[int]], **options: Any) -> list[str]:
-        padded = self.tokenizer.pad({"input_ids": list(encoded)}, return_tensors="pt")
-        batch = {name: tensor.to(self.device) for name, tensor in padded.items()}
-        try:
-            ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
-                **batch,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
-                **options,
-            )
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(error) from error
-        new = ids[:, batch["input_ids"].shape[1] :]
-        self.usage.prompt_tokens += sum(map(len, encoded))
-        self.usage.reply_tokens += int((new != self.tokenizer.pad_token_id).sum())
-        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
 
     def score(
         self,
@@ -317,90 +392,40 @@ class HuggingFaceLanguageModel(LanguageModel):
     ) -> list[list[float] | LanguageModelError]:
         """Log-probabilities of all continuations in one forward pass a batch.
 
-        A prompt and its continuations are one sequence in which every continuation sees the
-        prompt and itself alone, so the prompt is computed once.
+        Prompts with a common beginning and the continuations of each are one tree, in which
+        every common token is computed once.
         """
         starts = begun or [""] * len(prompts)
-        heads = [self._encode(p, b) for p, b in zip(prompts, starts, strict=True)]
-        tails = [[self._tokens(text) for text in texts] for texts in continuations]
+        heads = [self.encode(p, b) for p, b in zip(prompts, starts, strict=True)]
+        tails = [[self.tokenize(text) for text in texts] for texts in continuations]
         for texts, row in zip(continuations, tails, strict=True):
             if [] in row:
                 raise ValueError(f"nothing to score in {texts[row.index([])]!r}")
-        lengths = [
-            len(head) + sum(len(tail) - 1 for tail in row)
-            for head, row in zip(heads, tails, strict=True)
-        ]
         scores: list[list[float] | LanguageModelError] = [[] for _ in prompts]
-        for rows in self._batches(lengths):
-            try:
-                batch = self._score([heads[row] for row in rows], [tails[row] for row in rows])
-            except torch.OutOfMemoryError as error:
-                raise _out_of_memory(error) from error
-            for at, values in zip(rows, batch, strict=True):
-                scores[at] = list(values)
-        self.usage.prompt_tokens += sum(lengths)
-        return scores
 
-    @torch.inference_mode()
-    def _score(
-        self, heads: Sequence[list[int]], tails: Sequence[Sequence[list[int]]]
-    ) -> list[list[float]]:
-        width = max(
+        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
+            wanted = []
+            for tree, rows in zip(trees, rows_of, strict=True):
+                owners = [(row, tail) for row in rows for tail in tails[row]]
+                wanted.append(
+                    [
+                        (path[len(heads[row]) - 1 :], tail)
+                        for path, (row, tail) in zip(tree.paths, owners, strict=True)
+                    ]
+                )
+            for rows, values in zip(rows_of, self.decoder.log_probs(trees, wanted), strict=True):
+                for row in rows:
+                    scores[row] = values[: len(tails[row])]
+                    values = values[len(tails[row]) :]
+
+        with torch.inference_mode():
+            # nothing follows the last token of a continuation, so it need not pass
+            self._run(heads, [[tail[:-1] for tail in row] for row in tails], work)
+        self.usage.prompt_tokens += sum(
             len(head) + sum(len(tail) - 1 for tail in row)
             for head, row in zip(heads, tails, strict=True)
         )
-        ids = torch.full((len(heads), width), int(self.tokenizer.pad_token_id))
-        positions = torch.zeros_like(ids)
-        visible = torch.eye(width, dtype=torch.bool).repeat(len(heads), 1, 1)
-        batch_rows: list[int] = []  # where the distribution of each continuation token is found
-        columns: list[int] = []
-        targets: list[int] = []
-        owners: list[int] = []  # which continuation, counted over the batch, the token belongs to
-        n_tails = 0
-        for b, (head, row) in enumerate(zip(heads, tails, strict=True)):
-            end = len(head)
-            ids[b, :end] = torch.tensor(head)
-            positions[b, :end] = torch.arange(end)
-            visible[b, :end, :end].fill_(True).tril_()
-            start = end
-            for tail in row:
-                stop = start + len(tail) - 1  # nothing follows the last token
-                ids[b, start:stop] = torch.tensor(tail[:-1])
-                positions[b, start:stop] = torch.arange(end, end + len(tail) - 1)
-                visible[b, start:stop, :end] = True
-                visible[b, start:stop, start:stop].fill_(True).tril_()
-                batch_rows += [b] * len(tail)
-                columns += [end - 1, *range(start, stop)]
-                targets += tail
-                owners += [n_tails] * len(tail)
-                n_tails += 1
-                start = stop
-        mask = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(
-            ~visible, torch.finfo(self.dtype).min
-        )
-        hidden = self.network.get_decoder()(
-            input_ids=ids.to(self.device),
-            attention_mask=mask[:, None].to(self.device),
-            position_ids=positions.to(self.device),
-            use_cache=False,
-        ).last_hidden_state[torch.tensor(batch_rows), torch.tensor(columns)]
-        log_probs = torch.cat(
-            [
-                self._log_probs(some, wanted)
-                for some, wanted in zip(
-                    hidden.split(256), torch.tensor(targets).split(256), strict=True
-                )
-            ]
-        )
-        totals = torch.zeros(n_tails, dtype=torch.float64)
-        totals.index_add_(0, torch.tensor(owners), log_probs)
-        return [list(part) for part in _split(totals.tolist(), [len(row) for row in tails])]
-
-    def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.network.get_output_embeddings()(hidden).float()
-        chosen = logits.gather(1, targets.to(logits.device)[:, None]).squeeze(1)
-        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).double().cpu()
-        return log_probs
+        return scores
 
 
 class GumbelNoise(LogitsProcessor):
@@ -426,25 +451,6 @@ class GumbelNoise(LogitsProcessor):
         return scores + noise.to(scores)  # type: ignore[return-value]
 
 
-def _allowed(written: list[int], lines: Sequence[list[int]]) -> list[int]:
-    """Tokens that may follow: the next one of every unused line that begins like the open one."""
-    left = list(lines)
-    while True:
-        done = next((line for line in left if written[: len(line)] == line), None)
-        if done is None:
-            break
-        written = written[len(done) :]
-        left.remove(done)
-    return sorted({line[len(written)] for line in left if line[: len(written)] == written})
-
-
-def _split(values: list[float], sizes: Sequence[int]) -> Iterator[list[float]]:
-    start = 0
-    for size in sizes:
-        yield values[start : start + size]
-        start += size
-
-
 def _content_name(name: str) -> str:
     """A hub id as it is; a local folder by what lies in it."""
     folder = Path(name)
@@ -467,5 +473,6 @@ def _first_line(error: Exception) -> str:
 
 def _out_of_memory(error: Exception) -> LanguageModelError:
     return LanguageModelError(
-        f"out of memory ({_first_line(error)}): lower environment.llm.init_args.tokens_per_batch"
+        f"out of memory for a single prompt ({_first_line(error)}): use a quantised or smaller"
+        " model, shorter histories, or another device"
     )

@@ -1,0 +1,225 @@
+"""A decoder's passes: prompts as trees, their keys and values, and what is written after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from rpp.llms.lines import Lines
+from rpp.llms.tree import Tree, batch_trees
+
+LOGIT_ROWS = 256
+"""Positions whose distribution over the vocabulary is in memory at once."""
+
+ATTENTION_COST = 4.0
+"""Time of a floating-point operation in attention, in that of one in a matrix product."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Prompts whose keys and values are known, padded at the beginning to ``W`` tokens.
+
+    Attributes:
+        ids: Tokens, ``(B, W)``.
+        known: Whether a place holds a token of the prompt, ``(B, W)``.
+        cache: Keys and values of the first ``W - 1`` or of all places.
+        last: Output of the decoder for the last token, ``(B, D)``.
+    """
+
+    ids: Tensor
+    known: Tensor
+    cache: DynamicCache
+    last: Tensor
+
+
+class Decoder:
+    """A frozen causal network and the passes the decodings need.
+
+    Args:
+        network: The network.
+        pad: Token that fills empty places.
+    """
+
+    def __init__(self, network: PreTrainedModel, pad: int) -> None:
+        self.network = network
+        self.pad = pad
+        self.device = network.device
+        self.dtype = network.dtype
+        config = network.config.get_text_config()
+        self.hidden = int(config.hidden_size)
+        self.n_layers = int(config.num_hidden_layers)
+        self.intermediate = int(getattr(config, "intermediate_size", 4 * self.hidden))
+        n_heads = int(config.num_attention_heads)
+        head_dim = int(getattr(config, "head_dim", None) or self.hidden // n_heads)
+        n_kv = int(getattr(config, "num_key_value_heads", None) or n_heads)
+        self._kv_size = 2 * self.n_layers * n_kv * head_dim
+        maps = 2 * self.hidden * head_dim * (n_heads + n_kv) + 3 * self.hidden * self.intermediate
+        # cost of one pair of attention, in that of one token in the linear maps of a layer
+        self.pair_cost = ATTENTION_COST * 2 * n_heads * head_dim / maps
+
+    # -- costs -------------------------------------------------------------------------------
+
+    def n_bytes(self, width: int, n_trees: int, kept: int = 0) -> int:
+        """Memory that a pass takes beside the weights.
+
+        Args:
+            width: Nodes of every tree, padding included.
+            n_trees: Number of trees.
+            kept: Places of keys and values kept for writing on.
+        """
+        size = self.dtype.itemsize
+        nodes = width * n_trees
+        passing = nodes * (8 * self.hidden + 3 * self.intermediate) * size
+        masks = 2 * nodes * width * size
+        cache = (nodes + 2 * kept) * self._kv_size * size if kept else 0
+        return passing + masks + cache
+
+    # -- passes ------------------------------------------------------------------------------
+
+    def _pass(self, trees: Sequence[Tree], cache: DynamicCache | None) -> Tensor:
+        """Output of the decoder for every node, ``(B, N, D)``."""
+        batch = batch_trees(trees, self.pad, self.dtype)
+        hidden: Tensor = self.network.get_decoder()(
+            input_ids=batch.ids.to(self.device),
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.positions.to(self.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        return hidden
+
+    def log_probs(
+        self, trees: Sequence[Tree], wanted: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
+    ) -> list[list[float]]:
+        """Log-probability of continuations, summed over their tokens.
+
+        Args:
+            trees: ``B`` trees.
+            wanted: For every tree, pairs of the nodes whose distributions are asked, and the
+                tokens asked for.
+
+        Returns:
+            For every tree one number a pair.
+        """
+        hidden = self._pass(trees, None)
+        pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
+        rows = torch.tensor([row for row, nodes, _ in pairs for _ in nodes], device=self.device)
+        columns = torch.tensor([node for _, nodes, _ in pairs for node in nodes]).to(self.device)
+        tokens = torch.tensor([token for *_, some in pairs for token in some]).to(self.device)
+        owners = torch.tensor([k for k, (*_, some) in enumerate(pairs) for _ in some])
+        parts = [
+            self._token_log_probs(hidden[r, c], t)
+            for r, c, t in zip(
+                rows.split(LOGIT_ROWS),
+                columns.split(LOGIT_ROWS),
+                tokens.split(LOGIT_ROWS),
+                strict=True,
+            )
+        ]
+        sums = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, owners, torch.cat(parts))
+        return [part.tolist() for part in sums.split([len(some) for some in wanted])]
+
+    def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        logits = self.logits(hidden)
+        chosen = logits.gather(1, tokens[:, None]).squeeze(1)
+        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).double().cpu()
+        return log_probs
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, ``(B, vocabulary)``, in float32."""
+        scores: Tensor = self.network.get_output_embeddings()(hidden)
+        return scores.float()
+
+    def prefill(self, trees: Sequence[Tree]) -> Prefilled:
+        """Keys and values of all texts of some trees, in the order the trees hold them."""
+        cache = DynamicCache()
+        hidden = self._pass(trees, cache)
+        places = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
+        width = max(len(path) for _, path in places)
+        rows = torch.tensor([row for row, _ in places]).to(self.device)
+        columns = torch.zeros(len(places), width, dtype=torch.long)
+        known = torch.zeros(len(places), width, dtype=torch.bool)
+        ids = torch.full((len(places), width), self.pad)
+        for k, (row, path) in enumerate(places):
+            columns[k, width - len(path) :] = torch.tensor(path)
+            known[k, width - len(path) :] = True
+            ids[k, width - len(path) :] = torch.tensor([trees[row].tokens[node] for node in path])
+        columns = columns.to(self.device)
+        own = DynamicCache()
+        for number, layer in enumerate(cache.layers):
+            own.update(
+                layer.keys[rows[:, None], :, columns].transpose(1, 2),
+                layer.values[rows[:, None], :, columns].transpose(1, 2),
+                number,
+            )
+        return Prefilled(
+            ids.to(self.device), known.to(self.device), own, hidden[rows, columns[:, -1]]
+        )
+
+    # -- constrained decoding ----------------------------------------------------------------
+
+    def permute(self, prompts: Prefilled, lines: Sequence[Lines]) -> int:
+        """Write every prompt's lines in the order the network prefers.
+
+        What is no choice takes no pass of its own: the rest of a line whose beginning no other
+        shares goes through the network together with the next choice, and the last line not at
+        all.
+
+        Returns:
+            The number of tokens that passed through the network.
+        """
+        known, cache = prompts.known, prompts.cache
+        scores = self.logits(prompts.last)
+        n_passed = 0
+        while True:
+            pending = [self._choose(row, each) for row, each in zip(scores, lines, strict=True)]
+            width = max(map(len, pending))
+            if width == 0:
+                return n_passed
+            ids = torch.full((len(pending), width), self.pad)
+            new = torch.zeros(len(pending), width, dtype=torch.bool)
+            for row, tokens in enumerate(pending):
+                ids[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
+                new[row, width - len(tokens) :] = True
+            n_passed += int(new.sum())
+            new = new.to(self.device)
+            hidden = self._continue(ids.to(self.device), new, known, cache)
+            known = torch.cat([known, new], dim=1)
+            scores = self.logits(hidden)
+
+    def _choose(self, scores: Tensor, lines: Lines) -> list[int]:
+        """The best allowed token and all that then follows of necessity; nothing at the end."""
+        forced = lines.force()
+        if lines.finished:
+            return []
+        if forced:  # all lines begin alike: nothing was chosen yet
+            return forced
+        allowed = lines.allowed()
+        best = allowed[int(scores[allowed].argmax())]
+        lines.write(best)
+        rest = lines.force()
+        return [] if lines.finished else [best, *rest]
+
+    def _continue(self, ids: Tensor, new: Tensor, known: Tensor, cache: DynamicCache) -> Tensor:
+        """Output of the decoder for the last of some more tokens, ``(B, D)``."""
+        width = ids.shape[1]
+        before = known[:, None, :].expand(-1, width, -1)
+        among = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+        among = among & new[:, None, :] | torch.eye(width, dtype=torch.bool, device=ids.device)
+        visible = torch.cat([before, among], dim=2)
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=ids.device)
+        mask = mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
+        positions = known.sum(1, keepdim=True) + new.cumsum(1) - 1
+        hidden: Tensor = self.network.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask[:, None],
+            position_ids=positions.clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden[:, -1]

@@ -1,0 +1,116 @@
+"""Training interactions to ranking instructions, drawn anew in every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from data_prep.prepare import prepare
+from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.episodes import load_episodes
+from rpp.data.interactions import load_titles, load_training_pairs
+from rpp.prompts.compose import Display
+from rpp.prompts.patterns import load_patterns
+from rpp.tuning.instructions import Instruction, draw_instruction
+from rpp.types import SPLITS, InputError, Item
+
+Stretch = tuple[int, int]
+"""A user and the number of one of their stretches."""
+
+
+class InstructionDataModule(EpisodeDataModule):
+    """Ranking instructions from users who neither validate nor test the policy.
+
+    An epoch draws as many stretches as cover their training interactions once, at places drawn
+    anew each time. Validation ranks episodes of the policy's training and validation users, each
+    on their validation interaction.
+
+    Args:
+        *args: As :class:`rpp.data.datamodule.EpisodeDataModule`.
+        patterns: YAML file with the sentences of each pattern.
+        n_items: Items in a stretch.
+        max_history: Longest history a prompt shows.
+        display: What prompts show; without candidates *packed histories* are made.
+        **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        patterns: str = "conf/patterns/movies.yaml",
+        n_items: int = 40,
+        max_history: int = 20,
+        display: Display = Display(show_candidates=False),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if n_items < 2 or max_history < 1:
+            raise InputError(
+                f"n_items is {n_items} and max_history {max_history}: at least 2 and 1 are needed"
+            )
+        self.patterns = load_patterns(patterns)
+        self.n_items = n_items
+        self.max_history = max_history
+        self.display = display
+
+    def prepare_data(self) -> None:
+        """Prepare the folder unless it is there; no collaborative vectors are needed."""
+        prepare(self.settings, self.folder)
+
+    def setup(self, stage: str) -> None:
+        """Read the episodes and the training sequences of the users to learn from."""
+        self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
+        self.catalogue = [Item(k, title) for k, title in enumerate(load_titles(self.folder))]
+        held_out = {e.user for split in ("validation", "test") for e in self._episodes[split]}  # type: ignore[index]
+        users, items = load_training_pairs(self.folder)
+        starts = np.flatnonzero(np.diff(users, prepend=-1))
+        self.sequences = {
+            int(users[start]): [self.catalogue[k] for k in part]
+            for start, part in zip(starts, np.split(items, starts[1:]), strict=True)
+            if len(part) > 1 and int(users[start]) not in held_out
+        }
+        if not self.sequences:
+            raise InputError(
+                f"no user of {self.folder} is left to tune on: use fewer validation and test users"
+            )
+        self.seen = {
+            user: frozenset(item.index for item in items) for user, items in self.sequences.items()
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Every stretch of every user, in an order drawn anew every epoch."""
+        stretches = [
+            (user, number)
+            for user, items in self.sequences.items()
+            for number in range(-(-len(items) // self.n_items))
+        ]
+        return self._loader(stretches, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The policy's training and validation users."""
+        return self._loader(self._episodes["train"] + self._episodes["validation"])
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw the instructions of this epoch."""
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        epoch = self.trainer.current_epoch
+        return [self.draw(user, number, epoch) for user, number in batch]
+
+    def draw(self, user: int, number: int, epoch: int) -> Instruction:
+        """The instruction made of one stretch of one user in one epoch."""
+        rng = np.random.default_rng([self.settings.seed, epoch, user, number])
+        items = self.sequences[user]
+        start = int(rng.integers(max(1, len(items) - self.n_items + 1)))
+        return draw_instruction(
+            items[start : start + self.n_items],
+            self.catalogue,
+            self.seen[user],
+            self.patterns,
+            rng,
+            n_candidates=self.settings.n_candidates,
+            max_history=self.max_history,
+            display=self.display,
+        )

@@ -1,0 +1,135 @@
+"""Ranking instructions from training interactions: what an adapter is tuned on.
+
+The paper's pairs of "Instruction" and "Output" hold a history, a list of candidates and a ranked
+list of titles (section 4.1). Two kinds are made here, both with prompts drawn over the whole
+action space, so that the tuned model goes on listening to its prompt:
+
+- *packed histories*: the prompt lists no candidates and the output goes on with the titles the
+  user turned to next, one a line. Every title, those in the prompt included, is something to
+  learn from: dozens a sequence.
+- *rankings*: the prompt lists the candidates in a fresh order, the output names the target first
+  and then the others in random order, by title or by identifier. Only the output is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpp.prompts.compose import Display, compose, identifier
+from rpp.prompts.patterns import Patterns
+from rpp.types import Episode, Item, normalise
+
+Span = tuple[int, int]
+"""First sign and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt and what a good model replies.
+
+    Attributes:
+        prompt: The prompt's text.
+        output: The reply.
+        prompt_spans: What of the prompt is learnt: past titles, each with its line's end.
+        output_spans: What of the output is learnt.
+        candidates: Titles of the target and then the others, for a listwise loss.
+    """
+
+    prompt: str
+    output: str
+    prompt_spans: tuple[Span, ...]
+    output_spans: tuple[Span, ...]
+    candidates: tuple[str, ...]
+
+
+def draw_instruction(
+    stretch: Sequence[Item],
+    catalogue: Sequence[Item],
+    seen: frozenset[int],
+    patterns: Patterns,
+    rng: np.random.Generator,
+    *,
+    n_candidates: int = 10,
+    max_history: int = 20,
+    display: Display | None = None,
+) -> Instruction:
+    """One instruction from a stretch of a user's training interactions.
+
+    Args:
+        stretch: Items, oldest first, at least two. A packed history puts a first part into the
+            prompt and the rest into the reply; a ranking has the last item as target.
+        catalogue: All items.
+        seen: Items the user has a training interaction with: never a negative.
+        patterns: The sentences to draw from.
+        rng: Source of randomness.
+        n_candidates: Target and negatives.
+        max_history: Longest history shown; the length is drawn from 1 to this.
+        display: Packed histories if the candidates are not shown (the default), else rankings by
+            title or identifier.
+    """
+    display = display or Display(show_candidates=False)
+    n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
+    at = len(stretch) - 1 if display.show_candidates else n_history
+    best_first = [stretch[at], *_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
+    order = [int(k) for k in rng.permutation(n_candidates)]
+    episode = Episode(
+        user=0,
+        history=tuple(stretch[at - n_history : at]),
+        candidates=tuple(best_first[k] for k in order),
+        withheld=order.index(0),
+    )
+    actions = [int(rng.integers(n)) for n in patterns.n_actions]
+    prompt = compose([episode], patterns, [actions], [n_history], display)[0].text
+    if not display.show_candidates:
+        lines = [f" {item.title}" for item in stretch[at:]]
+    elif display.answer == "titles":
+        lines = [f" {item.title}" for item in best_first]
+    else:
+        lines = [identifier(order.index(k)) for k in range(n_candidates)]
+    output, output_spans = _reply(lines, numbered=display.answer == "titles")
+    learnt = () if display.show_candidates else _history_spans(prompt, episode.history)
+    return Instruction(
+        prompt, output, learnt, output_spans, tuple(item.title for item in best_first)
+    )
+
+
+def _negatives(
+    target: Item, catalogue: Sequence[Item], seen: frozenset[int], n: int, rng: np.random.Generator
+) -> list[Item]:
+    """Items the user does not know, no two titles alike."""
+    chosen: dict[str, Item] = {}
+    for k in rng.permutation(len(catalogue)):
+        if len(chosen) == n:
+            break
+        item = catalogue[int(k)]
+        if item.index not in seen and normalise(item.title) != normalise(target.title):
+            chosen.setdefault(normalise(item.title), item)
+    return list(chosen.values())
+
+
+def _reply(lines: Sequence[str], *, numbered: bool) -> tuple[str, tuple[Span, ...]]:
+    """The reply, and in it each line after its number, with the line's end."""
+    text = ""
+    spans = []
+    for rank, line in enumerate(lines, start=1):
+        if numbered:
+            text += f"{rank}."
+        start = len(text)
+        text += f"{line}\n"
+        spans.append((start, len(text)))
+    return text, tuple(spans)
+
+
+def _history_spans(prompt: str, history: Sequence[Item]) -> tuple[Span, ...]:
+    """Where the past titles stand in a prompt, each with the blank before and the line's end."""
+    spans = []
+    end = 0
+    for number, item in enumerate(history, start=1):
+        mark = f"\n{number}."
+        start = prompt.index(f"{mark} {item.title}", max(end - 1, 0)) + len(mark)
+        end = start + len(f" {item.title}\n")
+        spans.append((start, min(end, len(prompt))))
+    return tuple(spans)

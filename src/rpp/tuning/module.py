@@ -1,0 +1,275 @@
+r"""A LoRA adapter that teaches a frozen language model to rank (paper, section 4.1: Alpaca).
+
+The loss is the mean negative log-likelihood of the learnt tokens of an instruction (see
+``rpp.tuning.instructions``), and with a weight :math:`\lambda` that of the target among the
+candidates,
+
+.. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
+    \text{prompt})
+
+Left open by the paper and chosen here: rank, layers, learning rate and everything else below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import CatMetric
+
+from rpp.llms.cache import ReplyCache
+from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.llms.tree import Tree, batch_trees
+from rpp.metrics import METRICS, mean_interval, target_ranks
+from rpp.prompts.compose import Display, compose
+from rpp.prompts.patterns import load_patterns
+from rpp.ranker import REPLY_START, Decoding, Ranker
+from rpp.tuning.instructions import Instruction
+from rpp.types import Episode
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of a Llama layer."""
+
+
+class RankingAdapter(LightningModule):
+    """Tunes a causal language model on ranking instructions; its own weights stay frozen.
+
+    Args:
+        llm: The model to tune, with its template, precision and quantisation (``4bit``: QLoRA).
+        adapter_dir: Where the best adapter is kept, in peft's format.
+        patterns: YAML file with the sentences of each pattern, for validation.
+        decoding: How validation ranks.
+        show_candidates: Whether validation prompts list the candidates.
+        n_history: Items a validation prompt shows.
+        rank: Rank of the adapter.
+        alpha: Scale of the adapter: its output counts ``alpha / rank``.
+        dropout: Dropout before the adapter.
+        n_layers: Number of upper layers that are adapted; 0 means all. Layers below need no
+            gradient, which saves time.
+        target_modules: Names of the linear maps that are adapted.
+        lr: Highest learning rate; it rises over the first 3 % of steps and then falls to 0 by
+            half a cosine.
+        weight_decay: Of AdamW.
+        listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
+        max_grad_norm: Gradients are clipped to this norm.
+        max_tokens: Longer instructions are cut at the end.
+    """
+
+    def __init__(
+        self,
+        llm: HuggingFaceLanguageModel,
+        adapter_dir: str,
+        patterns: str = "conf/patterns/movies.yaml",
+        decoding: Decoding = "likelihood",
+        show_candidates: bool = False,
+        n_history: int = 10,
+        rank: int = 32,
+        alpha: int = 64,
+        dropout: float = 0.0,
+        n_layers: int = 0,
+        target_modules: Sequence[str] = LINEAR,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        listwise_weight: float = 0.0,
+        max_grad_norm: float = 1.0,
+        max_tokens: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # a checkpoint holds the adapter alone
+        self.llm = llm
+        self.adapter_dir = Path(adapter_dir)
+        self.patterns = load_patterns(patterns)
+        self.decoding: Decoding = decoding
+        self.show_candidates = show_candidates
+        self.n_history = n_history
+        self.lora = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=list(target_modules),
+            task_type="CAUSAL_LM",
+        )
+        self.n_layers = n_layers
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.listwise_weight = listwise_weight
+        self.max_grad_norm = max_grad_norm
+        self.max_tokens = max_tokens
+        self.val_ranks = CatMetric(nan_strategy="disable")
+        self.curve: list[dict[str, float]] = []  # score by number of sequences
+        self.n_sequences = 0
+
+    def configure_model(self) -> None:
+        """Load the frozen model and put the adapter around its layers."""
+        if hasattr(self, "network"):
+            return
+        self.llm.place(self.trainer.strategy.root_device)
+        base = self.llm.network
+        if self.n_layers:
+            depth = base.config.num_hidden_layers
+            self.lora.layers_to_transform = list(range(max(0, depth - self.n_layers), depth))
+        self.network = get_peft_model(base, self.lora)
+        # the name a user can load it by, not the folder of this machine
+        self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the adapter; one cycle of the learning rate over the whole fit."""
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.lr,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.03,
+            cycle_momentum=False,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # -- losses ------------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Instruction], batch_idx: int) -> Tensor:
+        """Likelihood of the learnt tokens, and the target among the candidates."""
+        encoded = [self.encode(instruction) for instruction in batch]
+        loss = self._likelihood(encoded)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        if self.listwise_weight:
+            listwise = self._listwise(batch)
+            self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
+            loss = loss + self.listwise_weight * listwise
+        self.n_sequences += len(batch)
+        self.log("train/sequences", float(self.n_sequences), batch_size=len(batch))
+        return loss
+
+    def encode(self, instruction: Instruction) -> tuple[list[int], list[bool]]:
+        """Tokens of prompt and reply, and which of them are learnt."""
+        prompt = self.llm.render(instruction.prompt)
+        text = prompt + instruction.output
+        shift = prompt.index(instruction.prompt)
+        spans = [(a + shift, b + shift) for a, b in instruction.prompt_spans]
+        spans += [(a + len(prompt), b + len(prompt)) for a, b in instruction.output_spans]
+        ids, starts = self.llm.encode_with_starts(text)
+        learnt = [any(a <= start < b for a, b in spans) for start in starts]
+        return ids[: self.max_tokens], learnt[: self.max_tokens]
+
+    def _likelihood(self, encoded: Sequence[tuple[list[int], list[bool]]]) -> Tensor:
+        width = max(len(ids) for ids, _ in encoded)
+        pad = int(self.llm.tokenizer.pad_token_id or 0)
+        ids = torch.full((len(encoded), width), pad)
+        labels = torch.full((len(encoded), width), -100)
+        for row, (tokens, learnt) in enumerate(encoded):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, : len(tokens)] = torch.tensor(tokens).where(torch.tensor(learnt), -100)
+        ids, labels = ids.to(self.device), labels.to(self.device)
+        # padding stands at the end, where a causal decoder's other tokens do not see it
+        hidden = self._hidden(input_ids=ids)[:, :-1]
+        wanted = labels[:, 1:]
+        chosen = wanted >= 0
+        logits = self.llm.network.get_output_embeddings()(hidden[chosen])
+        return functional.cross_entropy(logits.float(), wanted[chosen])
+
+    def _listwise(self, batch: Sequence[Instruction]) -> Tensor:
+        return torch.stack([self._candidate_loss(instruction) for instruction in batch]).mean()
+
+    def _candidate_loss(self, instruction: Instruction) -> Tensor:
+        head = self.llm.encode(instruction.prompt, REPLY_START)
+        tails = [self.llm.tokenize(f" {title}\n") for title in instruction.candidates]
+        tree = Tree()
+        for tail in tails:
+            tree.add(head + tail[:-1])
+        packed = batch_trees([tree], int(self.llm.tokenizer.pad_token_id or 0), self.llm.dtype)
+        hidden = self._hidden(
+            input_ids=packed.ids.to(self.device),
+            attention_mask=packed.mask.to(self.device),
+            position_ids=packed.positions.to(self.device),
+        )[0]
+        places = torch.tensor([k for path in tree.paths for k in path[len(head) - 1 :]])
+        wanted = torch.tensor([token for tail in tails for token in tail]).to(self.device)
+        logits = self.llm.network.get_output_embeddings()(hidden[places.to(self.device)])
+        log_probs = -functional.cross_entropy(logits.float(), wanted, reduction="none")
+        scores = torch.stack([part.sum() for part in log_probs.split([len(t) for t in tails])])
+        return functional.cross_entropy(scores[None], torch.zeros(1, dtype=torch.long).to(scores.device))
+
+    def _hidden(self, **inputs: Tensor) -> Tensor:
+        decoder = self.llm.network.get_decoder()
+        hidden: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
+        return hidden
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients."""
+        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+
+    # -- validation --------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """A fresh ranker: what the model answered before it changed is of no use."""
+        self.ranker = Ranker(
+            self.llm, self.decoding, show_candidates=self.show_candidates, cache=ReplyCache(None)
+        )
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Rank with one static prompt."""
+        lengths = [min(self.n_history, len(episode.history)) for episode in batch]
+        actions = [[0] * len(self.patterns.n_actions)] * len(batch)
+        prompts = compose(
+            batch, self.patterns, actions, lengths, self.ranker.display, fits=self.ranker.fits
+        )
+        self.val_ranks.update(target_ranks(self.ranker.rank(prompts, batch), batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; keep the adapter if it is the best so far."""
+        ranks = self.val_ranks.compute().reshape(-1)
+        self.val_ranks.reset()
+        for name, metric in METRICS.items():
+            self.log(f"val/{name}", metric(ranks).nanmean().float(), prog_bar=name == "ndcg@10")
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+            return
+        score = float(METRICS["ndcg@10"](ranks).nanmean())
+        best = max((point["ndcg@10"] for point in self.curve), default=0.0)
+        self.curve.append({"sequences": self.n_sequences, "ndcg@10": score})
+        if score > best and self.trainer.is_global_zero:
+            self._export(ranks)
+
+    def _export(self, ranks: Tensor) -> None:
+        """Write the adapter in peft's format, in half precision, and what it is."""
+        state = {
+            name: weight.detach().to(torch.bfloat16)
+            for name, weight in self.network.state_dict().items()
+            if "lora_" in name
+        }
+        self.network.save_pretrained(self.adapter_dir, state_dict=state)
+        interval = mean_interval(METRICS["ndcg@10"](ranks))
+        about = {
+            "base_model": self.llm.model_name,
+            "n_sequences": self.n_sequences,
+            "steps": self.trainer.global_step,
+            "seed": self.trainer.datamodule.settings.seed,  # type: ignore[attr-defined]
+            "data": self.trainer.datamodule.summary["settings"]["name"],  # type: ignore[attr-defined]
+            "validation_ndcg@10": interval._asdict(),
+            "curve": self.curve,
+        }
+        (self.adapter_dir / "tuning.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter alone; the frozen weights are fetched again."""
+        checkpoint["state_dict"] = {
+            name: weight for name, weight in checkpoint["state_dict"].items() if "lora_" in name
+        }
+        checkpoint["tuning"] = {"curve": self.curve, "n_sequences": self.n_sequences}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.curve = checkpoint["tuning"]["curve"]
+        self.n_sequences = checkpoint["tuning"]["n_sequences"]
