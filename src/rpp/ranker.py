@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -189,7 +190,8 @@ class Ranker:
             f"{rank}. {episode.candidates[k].title} ({scores[k]:.3f})"
             for rank, k in enumerate(order, start=1)
         )
-        return Ranking(tuple(order), len(order), "valid", reply)
+        n_named = sum(math.isfinite(score) for score in scores)
+        return Ranking(tuple(order), n_named, status_of(n_named, len(order)), reply)
 
     def _from_reply(
         self, reply: str | LanguageModelError, prompt: Prompt, episode: Episode

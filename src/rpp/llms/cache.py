@@ -8,19 +8,23 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from tqdm import tqdm
 
-from rpp.llms.base import LanguageModel, LanguageModelError, Usage
+from rpp.llms.base import LanguageModel, LanguageModelError, LanguageModelStop, Usage
 
 CHUNK = 32
-"""Prompts sent at once; what is answered is on disk before the next are sent."""
+"""Prompts sent at once to a model that takes batches; kept before the next are sent."""
 
 
 class ReplyCache:
     """A table of JSON values in SQLite: survives crashes, shared by processes, nothing pickled.
+
+    Threads may put values at the same time.
 
     Args:
         folder: Where ``replies.sqlite`` lies; ``None`` keeps it in memory for this run.
@@ -45,9 +49,12 @@ class ReplyCache:
             )
             self._connection = self._open()
         self._full = False
+        self._writing = Lock()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path or ":memory:", timeout=60, isolation_level=None)
+        connection = sqlite3.connect(
+            self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+        )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
@@ -72,20 +79,21 @@ class ReplyCache:
     def put(self, values: Mapping[str, Any]) -> None:
         """Keep values; a full disk costs the cache, never the run."""
         rows = [(key, json.dumps(value)) for key, value in values.items()]
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows)
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            if not self._full:
-                warnings.warn(
-                    f"reply cache {self.path} cannot be written ({error}): the run goes on, its"
-                    " replies are not kept",
-                    stacklevel=2,
-                )
-            self._full = True
+        with self._writing:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows)
+                self._connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if not self._full:
+                    warnings.warn(
+                        f"reply cache {self.path} cannot be written ({error}): the run goes on, its"
+                        " replies are not kept",
+                        stacklevel=2,
+                    )
+                self._full = True
 
     def __len__(self) -> int:
         """Number of values."""
@@ -206,18 +214,35 @@ class CachedLanguageModel(LanguageModel):
         first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         rows = sorted(first.values(), key=lambda row: (len(prompts[row]), row))
         self.n_hits += len(keys) - sum(key in known for key in keys) - len(rows)
-        with tqdm(total=len(rows), desc="prompts", leave=False, disable=None, delay=2) as bar:
-            for start in range(0, len(rows), CHUNK):
-                some = rows[start : start + CHUNK]
-                try:
-                    answers = list(ask(some))
-                except LanguageModelError as error:
-                    answers = [error] * len(some)
-                self.n_calls += len(some)
-                fresh = dict(zip((keys[row] for row in some), answers, strict=True))
-                self.cache.put(
-                    {k: v for k, v in fresh.items() if not isinstance(v, LanguageModelError)}
-                )
-                known.update(fresh)
-                bar.update(len(some))
+        several = self.model.concurrency > 1
+        size = 1 if several else CHUNK
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        def answer(some: list[int]) -> dict[str, Any]:
+            """Ask and keep what is answered, in the thread that asks: no interrupt loses it."""
+            try:
+                answers = list(ask(some))
+            except LanguageModelError as error:
+                answers = [error] * len(some)
+            fresh = dict(zip((keys[row] for row in some), answers, strict=True))
+            kept = {k: v for k, v in fresh.items() if not isinstance(v, LanguageModelError)}
+            if kept:
+                self.cache.put(kept)
+            return fresh
+
+        with (
+            ThreadPoolExecutor(self.model.concurrency) as pool,
+            tqdm(total=len(rows), desc="prompts", leave=False, disable=None, delay=2) as bar,
+        ):
+            try:
+                for fresh in (pool.map if several else map)(answer, chunks):
+                    self.n_calls += len(fresh)
+                    known.update(fresh)
+                    bar.update(len(fresh))
+                    for value in fresh.values():
+                        if isinstance(value, LanguageModelStop):
+                            raise value
+            except BaseException:  # what is under way is waited for and kept, nothing else sent
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return [known[key] for key in keys]
