@@ -15,7 +15,8 @@ import pytest
 from contracts import LanguageModelContract
 
 from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
-from rpp.llms.cache import CHUNK, CachedLanguageModel, ReplyCache
+from rpp.llms.cache import ReplyCache
+from rpp.llms.cached import CHUNK, CachedLanguageModel
 
 
 class Recorder(ScriptedLanguageModel):
@@ -208,7 +209,8 @@ def test_replies_come_back_as_they_were(tmp_path):
 WRITER = """
 import sys, time
 from rpp.llms.base import ScriptedLanguageModel
-from rpp.llms.cache import CachedLanguageModel, ReplyCache
+from rpp.llms.cache import ReplyCache
+from rpp.llms.cached import CachedLanguageModel
 
 folder, start, stop, pause = sys.argv[1], *map(int, sys.argv[2:5])
 

@@ -202,6 +202,81 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder, server):
     main(command("fit", *options, "--trainer.fast_dev_run", "true"))
 
 
+KEY = "sk-planted-4f9Qz81Xw"
+
+
+def api(server, *options):
+    """Options that put the chat server in the place of the scripted model."""
+    llm = "--environment.llm"
+    return (
+        *(llm, "rpp.llms.openai.OpenAILanguageModel", f"{llm}.model", "m"),
+        *(f"{llm}.base_url", server.url, "--environment.cache_dir", "replies", *options),
+    )
+
+
+def files_with(folder, text):
+    """Every file that holds a text, whatever its kind; SQLite's and PyTorch's are not packed."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in paths if text.encode() in path.read_bytes()]
+
+
+def test_the_key_is_written_nowhere(here, server, monkeypatch, capfd, caplog):
+    """Although the server repeats it in every refusal, and refuses all but every sixth request."""
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.faults, server.seconds = (["400"] * 5 + [""]) * 500, 0.0  # batches have six users
+    for subcommand in ("fit", "test", "predict"):
+        main(command(subcommand, *api(server, "--data.n_test_users", "18")))
+    assert server.faults
+    assert server.keys == {f"Bearer {KEY}"}
+    told = files_with(here, "status 400: no: Bearer ***")
+    assert any("events" in path.name for path in told)  # a reply that failed is shown there
+    assert (here / "replies/replies.sqlite").stat().st_size > 0
+    assert {path.suffix for path in here.rglob("*")} >= {".ckpt", ".yaml", ".json", ".jsonl"}
+    printed = capfd.readouterr()
+    for part in ("sk-planted", "4f9Qz81Xw"):
+        assert files_with(here, part) == []
+        assert part not in printed.out + printed.err
+        assert not any(part in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("url", [f"http://me:{KEY}@127.0.0.1:1/v1", f"http://a.b/v1?key={KEY}"])
+def test_a_key_in_the_address_is_refused_and_not_repeated(here, server, capfd, url):
+    with pytest.raises(SystemExit) as stop:
+        run(command("fit", *api(server, "--environment.llm.base_url", url)))
+    assert stop.value.code == 2
+    printed = capfd.readouterr()
+    assert "error: base_url must be of the form" in printed.err
+    assert "planted" not in printed.out + printed.err
+    assert files_with(here, "planted") == []
+
+
+def test_a_spent_budget_ends_in_one_sentence_and_nothing_is_paid_twice(here, server, capsys):
+    budget = ("--environment.llm.max_total_tokens", "150")  # 15 replies of 10 tokens
+    with pytest.raises(SystemExit) as stop:
+        run(command("fit", *api(server, *budget)))
+    assert stop.value.code == 2
+    captured = capsys.readouterr().err
+    assert captured.count("the budget of 150 tokens is spent: raise max_total_tokens") == 1
+    assert "Traceback" not in captured
+    assert 15 <= len(server.seen) <= 15 + 8
+    main(command("fit", *api(server)))
+    assert len(server.seen) > 30
+    assert not server.asked_again.total()
+
+
+def test_a_refused_key_ends_in_one_sentence(here, server, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.shares = {"401": 1.0}
+    with pytest.raises(SystemExit) as stop:
+        run(command("fit", *api(server)))
+    assert stop.value.code == 2
+    captured = capsys.readouterr().err
+    assert "error: the server refused the key in OPENAI_API_KEY (status 401" in captured
+    assert "planted" not in captured
+    assert len(server.seen) <= 8 * 2
+
+
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_overlay(here, control):
     """Run as the README says, its scores within chance on the made-up users.

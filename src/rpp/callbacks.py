@@ -15,14 +15,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rpp import charts
-from rpp.llms.base import LanguageModel
+from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
@@ -125,6 +124,7 @@ class RewardEnvironment(Callback):
         """Print the budget: calls at most, and tokens and time by those of a few real prompts."""
         if self.ranker is None:
             return
+        pl_module.calibrate(stage, 1)  # loads the weights
         before = self.ranker.counters
         started = perf_counter()
         pl_module.calibrate(stage, N_CALIBRATION)
@@ -137,14 +137,24 @@ class RewardEnvironment(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log what the run has cost so far; stop when the budget is used up."""
-        if self.ranker is None:
-            return
-        for name, value in self.ranker.counters.as_dict().items():
-            pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
-        if self.ranker.exhausted is not None and not trainer.should_stop:
-            trainer.should_stop = True
-            rank_zero_info(f"{self.ranker.exhausted}: stopping with a checkpoint.")
+        """Log what the run has cost so far."""
+        if self.ranker is not None:
+            for name, value in self.ranker.counters.as_dict().items():
+                pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what a fit has learnt when a budget ends it."""
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if isinstance(exception, LanguageModelStop) and trainer.training and folder is not None:
+            path = Path(folder, "last.ckpt")
+            trainer.save_checkpoint(path)
+            Console().print(
+                f"What was learnt so far is in {path}: go on with --ckpt_path last",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the language model and close the cache."""
@@ -249,6 +259,11 @@ class ResultsTable(Callback):
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Print and write the table of the users tested before a budget ended the run."""
+        if isinstance(exception, LanguageModelStop) and trainer.testing and pl_module.results:
+            self.on_test_end(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print and write the table."""

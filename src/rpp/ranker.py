@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,8 @@ from zlib import crc32
 import numpy as np
 
 from rpp.llms.base import LanguageModel, LanguageModelError
-from rpp.llms.cache import CachedLanguageModel, ReplyCache
+from rpp.llms.cache import ReplyCache
+from rpp.llms.cached import CachedLanguageModel
 from rpp.prompts.compose import Display, Prompt, identifier
 from rpp.types import Episode, InputError, Item, Ranking, failed_ranking, normalise, status_of
 
@@ -68,6 +70,7 @@ class Ranker:
             its ranking is then free of position bias by construction.
         seed: Seed of the order in which candidates that a reply leaves out are appended.
         cache: Where replies are kept; by default in memory for this run.
+        max_calls: Calls to the language model after which the run ends.
     """
 
     def __init__(
@@ -78,13 +81,15 @@ class Ranker:
         show_candidates: bool = True,
         seed: int = 0,
         cache: ReplyCache | None = None,
+        max_calls: int | None = None,
     ) -> None:
         if not show_candidates and decoding != "likelihood":
             raise InputError(
                 f"decoding {decoding!r} needs the candidates in the prompt: set"
                 " environment.show_candidates to true or environment.decoding to likelihood"
             )
-        self.llm = CachedLanguageModel(llm, ReplyCache(None) if cache is None else cache)
+        cache = ReplyCache(None) if cache is None else cache
+        self.llm = CachedLanguageModel(llm, cache, max_calls)
         self.decoding = decoding
         self.seed = seed
         self.display = Display(
@@ -189,7 +194,8 @@ class Ranker:
             f"{rank}. {episode.candidates[k].title} ({scores[k]:.3f})"
             for rank, k in enumerate(order, start=1)
         )
-        return Ranking(tuple(order), len(order), "valid", reply)
+        n_named = sum(math.isfinite(score) for score in scores)
+        return Ranking(tuple(order), n_named, status_of(n_named, len(order)), reply)
 
     def _from_reply(
         self, reply: str | LanguageModelError, prompt: Prompt, episode: Episode

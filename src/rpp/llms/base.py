@@ -18,6 +18,14 @@ class LanguageModelError(RuntimeError):
     """
 
 
+class LanguageModelStop(LanguageModelError):
+    """Nothing will be answered any more in this run: a budget is spent, a key refused.
+
+    Given in place of a reply like its base class, it ends the run with its message as soon as
+    what else was answered is kept.
+    """
+
+
 @dataclass
 class Usage:
     """Tokens a language model has read and written so far, without cached answers."""
@@ -33,9 +41,16 @@ class LanguageModel(ABC):
     (``environment.llm.class_path: my_package.MyModel``). Only :meth:`generate` and
     :attr:`fingerprint` are required; the decodings ``first_token``, ``likelihood`` and
     ``constrained`` also need :meth:`score`.
+
+    Attributes:
+        usage: Tokens read and written.
+        concurrency: Calls that may be under way at once. With 1, prompts come in batches; with
+            more, for models that wait for somebody else, every call comes from a thread of its
+            own with a single prompt, and each answer is kept as soon as it is there.
     """
 
     usage: Usage
+    concurrency: int = 1
 
     def __init__(self) -> None:
         self.usage = Usage()
@@ -74,7 +89,8 @@ class LanguageModel(ABC):
             begun: For every prompt, the beginning of the reply that is already written.
 
         Returns:
-            For every prompt, one natural logarithm per continuation, summed over its tokens.
+            For every prompt, one natural logarithm per continuation, summed over its tokens;
+            minus infinity where the model does not tell, only that others are more probable.
 
         Raises:
             InputError: If the model gives no probabilities.

@@ -6,27 +6,22 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from time import time
 from typing import Any
 
 from rich.console import Console
-from tqdm import tqdm
 
 from rpp.assets import cache_dir
-from rpp.llms.base import LanguageModel, LanguageModelError, Usage
 
 FILE = "replies.sqlite"
-
-CHUNK = 32
-"""Prompts sent at once; what is answered is on disk before the next are sent."""
 
 STALE = 3600
 """Seconds after which a use is noted again: reading would otherwise always write."""
@@ -34,6 +29,8 @@ STALE = 3600
 
 class ReplyCache:
     """A table of JSON values in SQLite: survives crashes, shared by processes, nothing pickled.
+
+    Threads may put values at the same time.
 
     Args:
         folder: Where ``replies.sqlite`` lies; ``None`` keeps it in memory for this run.
@@ -61,9 +58,12 @@ class ReplyCache:
             )
             self._connection = self._open()
         self._full = False
+        self._writing = Lock()
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path or ":memory:", timeout=60, isolation_level=None)
+        connection = sqlite3.connect(
+            self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+        )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
@@ -89,16 +89,18 @@ class ReplyCache:
             known.update((key, json.loads(value)) for key, value, _ in rows)
             stale = [(now, key) for key, _, used in rows if used < now - STALE]
             if stale:
-                self._write("UPDATE replies SET used = ? WHERE key = ?", stale)
+                with self._writing:
+                    self._write("UPDATE replies SET used = ? WHERE key = ?", stale)
         return known
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Keep values; a full disk costs the cache, never the run."""
         now = int(time())
         rows = [(key, json.dumps(value), now) for key, value in values.items()]
-        self._write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
-        if self.max_bytes is not None and self.n_bytes > self.max_bytes:
-            self._evict(self.max_bytes)
+        with self._writing:
+            self._write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
+            if self.max_bytes is not None and self.n_bytes > self.max_bytes:
+                self._evict(self.max_bytes)
 
     def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
@@ -156,133 +158,6 @@ class ReplyCache:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
-
-
-class CachedLanguageModel(LanguageModel):
-    """A language model that is asked only what it has not answered before.
-
-    Within one call equal prompts are sent once; failures are never kept.
-
-    Args:
-        model: The model to ask.
-        cache: Where its answers are kept.
-    """
-
-    def __init__(self, model: LanguageModel, cache: ReplyCache) -> None:
-        super().__init__()
-        self.model = model
-        self.cache = cache
-        self.n_calls = 0
-        self.n_hits = 0
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the model."""
-        return self.model.fingerprint
-
-    @property
-    def tokens(self) -> Usage:
-        """Tokens the model has read and written, cached answers not counted."""
-        return self.model.usage
-
-    def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
-        """Answer every prompt, from the cache where it is known."""
-        keys = [self._key("generate", prompt) for prompt in prompts]
-        return self._fill(
-            keys, prompts, lambda rows: self.model.generate([prompts[r] for r in rows])
-        )
-
-    def permute(
-        self, prompts: Sequence[str], options: Sequence[Sequence[str]]
-    ) -> list[str | LanguageModelError]:
-        """Constrained reply to every prompt, from the cache where it is known."""
-        keys = [
-            self._key("permute", prompt, *lines)
-            for prompt, lines in zip(prompts, options, strict=True)
-        ]
-        return self._fill(
-            keys,
-            prompts,
-            lambda rows: self.model.permute([prompts[r] for r in rows], [options[r] for r in rows]),
-        )
-
-    def score(
-        self,
-        prompts: Sequence[str],
-        continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
-    ) -> list[list[float] | LanguageModelError]:
-        """Scores of every prompt's continuations; their order does not matter to the cache."""
-        starts = begun or [""] * len(prompts)
-        sets = [sorted(set(texts)) for texts in continuations]
-        keys = [
-            self._key("score", prompt, start, *texts)
-            for prompt, start, texts in zip(prompts, starts, sets, strict=True)
-        ]
-        rows = self._fill(
-            keys,
-            prompts,
-            lambda some: self.model.score(
-                [prompts[r] for r in some], [sets[r] for r in some], [starts[r] for r in some]
-            ),
-        )
-        return [
-            row
-            if isinstance(row, LanguageModelError)
-            else [dict(zip(texts, row, strict=True))[text] for text in asked]
-            for row, texts, asked in zip(rows, sets, continuations, strict=True)
-        ]
-
-    def count_tokens(self, text: str) -> int:
-        """As the model counts."""
-        return self.model.count_tokens(text)
-
-    @property
-    def context_length(self) -> int | None:
-        """That of the model."""
-        return self.model.context_length
-
-    @property
-    def max_reply_tokens(self) -> int:
-        """That of the model."""
-        return self.model.max_reply_tokens
-
-    def close(self) -> None:
-        """Close the cache and free the model."""
-        self.cache.close()
-        self.model.close()
-
-    def _key(self, *parts: str) -> str:
-        text = json.dumps([self.model.fingerprint, *parts])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _fill(
-        self,
-        keys: Sequence[str],
-        prompts: Sequence[str],
-        ask: Callable[[list[int]], Iterable[Any]],
-    ) -> list[Any]:
-        """Answers in the order of ``keys``; asks for unknown ones, similar lengths together."""
-        known: dict[str, Any] = self.cache.get(keys)
-        self.n_hits += sum(key in known for key in keys)
-        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
-        rows = sorted(first.values(), key=lambda row: (len(prompts[row]), row))
-        self.n_hits += len(keys) - sum(key in known for key in keys) - len(rows)
-        with tqdm(total=len(rows), desc="prompts", leave=False, disable=None, delay=2) as bar:
-            for start in range(0, len(rows), CHUNK):
-                some = rows[start : start + CHUNK]
-                try:
-                    answers = list(ask(some))
-                except LanguageModelError as error:
-                    answers = [error] * len(some)
-                self.n_calls += len(some)
-                fresh = dict(zip((keys[row] for row in some), answers, strict=True))
-                self.cache.put(
-                    {k: v for k, v in fresh.items() if not isinstance(v, LanguageModelError)}
-                )
-                known.update(fresh)
-                bar.update(len(some))
-        return [known[key] for key in keys]
 
 
 def default_folder() -> Path:
