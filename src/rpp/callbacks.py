@@ -70,9 +70,10 @@ class RewardEnvironment(Callback):
         max_calls: int | None = None,
         seed: int = 0,
     ) -> None:
-        for name, limit in {"cache_gb": cache_gb, "memory_gb": memory_gb, "max_calls": max_calls}.items():
+        limits = {"cache_gb": cache_gb, "memory_gb": memory_gb, "max_calls": max_calls}
+        for name, limit in limits.items():
             if limit is not None and limit <= 0:
-                raise InputError(f"environment.{name} is {limit}: choose a positive number, or null")
+                raise InputError(f"environment.{name} is {limit}: choose more than 0, or null")
         self.llm = llm
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates

@@ -146,9 +146,7 @@ class ChatClient:
         if "_client" in self.__dict__:
             self.__dict__.pop("_client").close()
 
-    def ask(
-        self, prompt: str, max_tokens: int, extra: Mapping[str, Any], **options: Any
-    ) -> Choice:
+    def ask(self, prompt: str, max_tokens: int, extra: Mapping[str, Any], **options: Any) -> Choice:
         """The server's answer: a text that is not empty, or log-probabilities.
 
         Args:

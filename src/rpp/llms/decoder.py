@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rpp.llms.lines import Lines
 from rpp.llms.tree import Tree, batch_trees
+from rpp.types import InputError
+
+ATTENTION = {"full_attention", "sliding_attention"}
 
 LOGIT_ROWS = 256
 """Positions whose distribution over the vocabulary is in memory at once."""
@@ -43,6 +46,9 @@ class Decoder:
     Args:
         network: The network.
         pad: Token that fills empty places.
+
+    Raises:
+        InputError: If the network is no transformer throughout.
     """
 
     def __init__(self, network: PreTrainedModel, pad: int) -> None:
@@ -51,6 +57,12 @@ class Decoder:
         self.device = network.device
         self.dtype = network.dtype
         config = network.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if not kinds <= ATTENTION or not hasattr(config, "num_attention_heads"):
+            raise InputError(
+                f"{config.model_type} has layers that are not attention, whose texts cannot be"
+                " computed together: serve it (vLLM, SGLang) and use conf/llm/server.yaml"
+            )
         self.hidden = int(config.hidden_size)
         self.n_layers = int(config.num_hidden_layers)
         self.intermediate = int(getattr(config, "intermediate_size", 4 * self.hidden))
@@ -152,6 +164,9 @@ class Decoder:
         columns = columns.to(self.device)
         own = DynamicCache()
         for number, layer in enumerate(cache.layers):
+            assert isinstance(layer, DynamicLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
             own.update(
                 layer.keys[rows[:, None], :, columns].transpose(1, 2),
                 layer.values[rows[:, None], :, columns].transpose(1, 2),

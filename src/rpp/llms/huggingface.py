@@ -250,9 +250,7 @@ class HuggingFaceLanguageModel(LanguageModel):
     def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
         """Token ids of a rendered prompt, and the place in it at which each begins."""
         special = self.template != "chat"  # a chat template writes them itself
-        encoded = self.tokenizer(
-            rendered, add_special_tokens=special, return_offsets_mapping=True
-        )
+        encoded = self.tokenizer(rendered, add_special_tokens=special, return_offsets_mapping=True)
         return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
 
     def tokenize(self, text: str) -> list[int]:
@@ -262,7 +260,7 @@ class HuggingFaceLanguageModel(LanguageModel):
     @cached_property
     def decoder(self) -> Decoder:
         """The network's passes."""
-        return Decoder(self.network, int(self.tokenizer.pad_token_id))  # type: ignore[arg-type]
+        return Decoder(self.network, int(self.tokenizer.pad_token_id))
 
     def _budget(self) -> int:
         """Bytes that passes may take beside the weights."""
@@ -270,7 +268,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
-        return psutil.virtual_memory().available // 4
+        return int(psutil.virtual_memory().available // 4)
 
     def _run(
         self,

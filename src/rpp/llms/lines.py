@@ -21,9 +21,7 @@ class Lines:
     def allowed(self) -> list[int]:
         """Tokens that may follow: the next of every unused line that begins like the open one."""
         at = len(self._open)
-        return sorted(
-            {self._lines[k][at] for k in self._left if self._lines[k][:at] == self._open}
-        )
+        return sorted({self._lines[k][at] for k in self._left if self._lines[k][:at] == self._open})
 
     def write(self, token: int) -> None:
         """Write an allowed token."""

@@ -167,9 +167,7 @@ class OpenAILanguageModel(LanguageModel):
         if self.grammar == "vllm":
             field = {"structured_outputs": field}
         longest = sum(len(option.encode()) + 1 for option in options)  # no token is shorter
-        choice = self.chat.ask(
-            prompt, longest, self.extra | field, temperature=0, seed=self.seed
-        )
+        choice = self.chat.ask(prompt, longest, self.extra | field, temperature=0, seed=self.seed)
         reply = str(choice.message.content)
         if sorted(reply.split("\n")) != sorted(options):
             raise InputError(

@@ -123,7 +123,7 @@ def group(
     """
     groups: list[list[int]] = []
     size = 0
-    for row in sorted(range(len(heads)), key=lambda row: heads[row]):
+    for row in sorted(range(len(heads)), key=lambda row: list(heads[row])):
         if groups:
             saved = common_length(heads[groups[-1][-1]], heads[row])
             joined = size + sizes[row] - saved

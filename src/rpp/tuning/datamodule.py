@@ -63,7 +63,7 @@ class InstructionDataModule(EpisodeDataModule):
         """Read the episodes and the training sequences of the users to learn from."""
         self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
         self.catalogue = [Item(k, title) for k, title in enumerate(load_titles(self.folder))]
-        held_out = {e.user for split in ("validation", "test") for e in self._episodes[split]}  # type: ignore[index]
+        held_out = {e.user for e in self._episodes["validation"] + self._episodes["test"]}
         users, items = load_training_pairs(self.folder)
         starts = np.flatnonzero(np.diff(users, prepend=-1))
         self.sequences = {

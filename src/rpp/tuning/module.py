@@ -29,7 +29,7 @@ from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree, batch_trees
 from rpp.metrics import METRICS, mean_interval, target_ranks
-from rpp.prompts.compose import Display, compose
+from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import REPLY_START, Decoding, Ranker
 from rpp.tuning.instructions import Instruction
@@ -198,7 +198,7 @@ class RankingAdapter(LightningModule):
         logits = self.llm.network.get_output_embeddings()(hidden[places.to(self.device)])
         log_probs = -functional.cross_entropy(logits.float(), wanted, reduction="none")
         scores = torch.stack([part.sum() for part in log_probs.split([len(t) for t in tails])])
-        return functional.cross_entropy(scores[None], torch.zeros(1, dtype=torch.long).to(scores.device))
+        return -scores.log_softmax(0)[0]
 
     def _hidden(self, **inputs: Tensor) -> Tensor:
         decoder = self.llm.network.get_decoder()
@@ -247,7 +247,7 @@ class RankingAdapter(LightningModule):
             for name, weight in self.network.state_dict().items()
             if "lora_" in name
         }
-        self.network.save_pretrained(self.adapter_dir, state_dict=state)
+        self.network.save_pretrained(str(self.adapter_dir), state_dict=state)
         interval = mean_interval(METRICS["ndcg@10"](ranks))
         about = {
             "base_model": self.llm.model_name,
