@@ -14,8 +14,8 @@ from collections import Counter
 import pytest
 from contracts import LanguageModelContract
 
-from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
-from rpp.llms.cache import ReplyCache
+from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.cache import ReplyCache, main
 from rpp.llms.cached import CHUNK, CachedLanguageModel
 
 
@@ -120,10 +120,10 @@ def test_other_errors_are_not_swallowed():
         CachedLanguageModel(Recorder(broken), ReplyCache(None)).generate(["a"])
 
 
-def test_short_prompts_first_so_that_batches_need_little_padding():
+def test_prompts_that_begin_alike_are_sent_together():
     llm = CachedLanguageModel(Recorder(), ReplyCache(None))
-    llm.generate(["long " * 5, "x", "mid mid"])
-    assert llm.model.batches == [["x", "mid mid", "long " * 5]]
+    llm.generate(["user b: 1", "user a: 1", "user b: 2", "user a: 2"])
+    assert llm.model.batches == [["user a: 1", "user a: 2", "user b: 1", "user b: 2"]]
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough" * 40, b"\0" * 4096])
@@ -210,7 +210,7 @@ WRITER = """
 import sys, time
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
-from rpp.llms.cached import CachedLanguageModel
+from rpp.llms.cached import CHUNK, CachedLanguageModel
 
 folder, start, stop, pause = sys.argv[1], *map(int, sys.argv[2:5])
 
@@ -218,7 +218,7 @@ class Logged(ScriptedLanguageModel):
     def generate(self, prompts):
         with open(folder + "/asked.txt", "a") as log:
             log.write("".join(p + chr(10) for p in prompts))
-        if pause and prompts[0] >= "00064":
+        if pause and prompts[0] >= f"{2 * CHUNK:05}":
             print("third chunk", flush=True)
             time.sleep(60)
         return super().generate(prompts)
@@ -289,3 +289,69 @@ def test_waits_for_a_writer_instead_of_failing(tmp_path):
     cache.put({"b": 2})
     assert cache.get(["a", "b"]) == {"b": 2}
     other.close()
+
+
+def test_calls_are_bounded_and_what_was_paid_is_kept():
+    cache = ReplyCache(None)
+    llm = CachedLanguageModel(Recorder(), cache, max_calls=3)
+    llm.generate(["a", "b"])
+    with pytest.raises(LanguageModelStop, match=r"environment\.max_calls: 3 calls .* are made"):
+        llm.generate(["a", "b", "c", "d"])
+    assert llm.generate(["a", "b", "c"]) == ["reply to a", "reply to b", "reply to c"]
+    assert (llm.n_calls, len(cache)) == (3, 3)
+    with pytest.raises(LanguageModelStop):
+        llm.generate(["d"])
+    assert llm.n_calls == 3
+
+
+def now(monkeypatch, seconds):
+    monkeypatch.setattr("rpp.llms.cache.time", lambda: seconds)
+
+
+def test_a_full_cache_drops_what_was_not_used_for_longest(tmp_path, monkeypatch):
+    text = "x" * 5000
+    cache = ReplyCache(tmp_path, max_gb=1e-3)  # room for 120 of them
+    for k in range(150):
+        now(monkeypatch, 1_000_000 + k)
+        cache.put({f"key {k}": text})
+    assert cache.n_bytes < 1e6
+    now(monkeypatch, 2_000_000)
+    assert cache.get(["key 0"]) == {"key 0": text}  # counts as used now
+    for k in range(150, 250):
+        now(monkeypatch, 2_000_000 + k)
+        cache.put({f"key {k}": text})
+    assert cache.n_bytes <= 1e6
+    assert (tmp_path / "replies.sqlite").stat().st_size < 1.5e6
+    kept = set(cache.get([f"key {k}" for k in range(250)]))
+    assert "key 0" in kept
+    assert "key 249" in kept
+    assert "key 1" not in kept
+    assert len(kept) > 100
+
+
+def test_a_cache_of_an_earlier_version_is_read_on(tmp_path):
+    connection = sqlite3.connect(tmp_path / "replies.sqlite")
+    connection.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+    connection.execute("""INSERT INTO replies VALUES ('a', '"old"')""")
+    connection.commit()
+    connection.close()
+    cache = ReplyCache(tmp_path, max_gb=1)
+    assert cache.get(["a"]) == {"a": "old"}
+    cache.put({"b": "new"})
+    assert ReplyCache(tmp_path).get(["a", "b"]) == {"a": "old", "b": "new"}
+
+
+def test_stats_and_clear(tmp_path, capsys):
+    main(["stats", "--cache_dir", str(tmp_path)])
+    assert "no replies are kept in" in capsys.readouterr().out
+    cache = ReplyCache(tmp_path)
+    cache.put({f"key {k}": "x" * 1000 for k in range(1000)})
+    cache.close()
+    main(["stats", "--cache_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "1,000 replies and scores, 1." in said
+    assert "last used between 20" in said
+    main(["clear", "--cache_dir", str(tmp_path)])
+    assert "cleared" in capsys.readouterr().out
+    assert len(ReplyCache(tmp_path)) == 0
+    assert (tmp_path / "replies.sqlite").stat().st_size < 100_000

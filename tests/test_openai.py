@@ -100,7 +100,7 @@ def test_every_answer_is_kept_at_once_even_if_the_run_is_interrupted(server, mak
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rpp.llms.cache.tqdm", Interrupted)
+        patch.setattr("rpp.llms.cached.tqdm", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate([f"say w{k:03}" for k in range(200)])
     assert 6 <= len(server.seen) <= 6 + 2 * 4  # nothing else was sent
@@ -249,7 +249,7 @@ def test_a_server_that_is_gone_ends_the_run(server, make):
     llm = CachedLanguageModel(make(max_retries=0, concurrency=2), ReplyCache(None))
     assert llm.generate(["say a"]) == ["1. a"]
     server.shares = {"cut": 1.0}
-    with pytest.raises(LanguageModelStop, match="cannot be reached, 5 prompts in a row"):
+    with pytest.raises(LanguageModelStop, match=r"cannot be reached, \d prompts in a row"):
         llm.generate([f"say w{k}" for k in range(200)])
     assert len(server.seen) < 20
 

@@ -68,7 +68,7 @@ class ReplyCache:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS replies"
-            " (key TEXT PRIMARY KEY, value TEXT, used INTEGER DEFAULT 0) WITHOUT ROWID"
+            " (key TEXT PRIMARY KEY, value TEXT, used INTEGER DEFAULT 0)"
         )
         if "used" not in {row[1] for row in connection.execute("PRAGMA table_info(replies)")}:
             connection.execute("ALTER TABLE replies ADD COLUMN used INTEGER DEFAULT 0")

@@ -1,0 +1,112 @@
+"""What a run may cost: said before it begins, bounded, and nothing lost where it ends."""
+
+from __future__ import annotations
+
+import csv
+from datetime import timedelta
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from pipeline import MadeUpUsers, environment, module, trainer
+
+from rpp.callbacks import ResultsTable, budget
+from rpp.llms.base import LanguageModelStop
+from rpp.ranker import Counters
+from rpp.types import InputError
+
+N_STEPS = 2
+N_STATIC = 3
+USERS = {"n_train": 8, "n_validation": 4, "n_test": 6, "batch_size": 2}
+
+
+def play(tmp_path, max_calls=None, *callbacks, epochs=2):
+    env = environment("1. nothing", max_calls=max_calls)
+    last = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+    rpp = module(n_steps=N_STEPS, n_static_prompts=N_STATIC)
+    run = trainer(tmp_path, env, last, *callbacks, max_epochs=epochs)
+    return env, rpp, run
+
+
+@pytest.fixture
+def counters(monkeypatch):
+    """The counters of every ranker that was taken down, the last one at the end."""
+    kept = []
+    from rpp.ranker import Ranker
+
+    made = Ranker.__init__
+
+    def remember(self, *args, **options):
+        made(self, *args, **options)
+        kept.append(self)
+
+    monkeypatch.setattr(Ranker, "__init__", remember)
+    return kept
+
+
+def test_no_fit_and_no_test_makes_more_calls_than_announced(tmp_path, counters, capsys):
+    """Two epochs of (8 + 4) users and 2 steps, 3 static prompts for 4 users: 60 calls at most."""
+    _, rpp, run = play(tmp_path)
+    users = MadeUpUsers(**USERS)
+    run.fit(rpp, datamodule=users)
+    assert "Budget: at most 60 calls, about " in capsys.readouterr().out
+    spent = counters[-1].counters
+    assert 0 < spent.calls <= 60
+    assert spent.calls + spent.cache_hits >= 60
+    run.test(rpp, datamodule=users, verbose=False)
+    n_calls = 6 * (2 * int(rpp.inference_steps) + 2)
+    assert f"Budget: at most {n_calls} calls, about " in capsys.readouterr().out
+    assert 0 < counters[-1].counters.calls <= n_calls
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
+def test_max_calls_ends_a_fit_with_a_checkpoint(tmp_path, counters, capsys):
+    _, rpp, run = play(tmp_path, 20)
+    users = MadeUpUsers(**USERS)
+    with pytest.raises(LanguageModelStop, match=r"environment\.max_calls: 20 calls"):
+        run.fit(rpp, datamodule=users)
+    said = capsys.readouterr().out
+    assert "Budget: at most 20 calls" in said
+    assert f"{tmp_path}/last.ckpt: go on with --ckpt_path last" in said
+    assert counters[-1].counters.calls == 20
+    _, again, run = play(tmp_path)
+    run.fit(again, datamodule=users, ckpt_path=tmp_path / "last.ckpt")
+    assert run.current_epoch == 2
+
+
+def test_max_calls_ends_a_test_with_the_table_so_far(tmp_path):
+    """Every batch of 2 users makes up to 8 calls; 12 are enough for one batch, not for three."""
+    _, rpp, run = play(tmp_path, None, epochs=1)
+    users = MadeUpUsers(**USERS)
+    run.fit(rpp, datamodule=users)
+    folder = tmp_path / "results"
+    _, _, run = play(tmp_path, 12, ResultsTable(str(folder)))
+    with pytest.raises(LanguageModelStop):
+        run.test(rpp, datamodule=users, verbose=False)
+    assert 0 < len(rpp.results["RPP"]) < 6
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert {"RPP", "random policy", "chance"} <= {row["method"] for row in rows}
+
+
+@pytest.mark.parametrize("name", ["max_calls", "memory_gb", "cache_gb"])
+def test_limits_are_positive(name):
+    with pytest.raises(InputError, match=rf"environment\.{name} is 0: choose more than 0"):
+        environment("", **{name: 0})
+
+
+def test_budget_in_words_by_hand():
+    before = Counters(calls=2, prompt_tokens=100, reply_tokens=10, cache_hits=1)
+    after = Counters(calls=6, prompt_tokens=900, reply_tokens=50, cache_hits=5)
+    assert budget(1000, before, after, 8.0, None) == (
+        "Budget: at most 1,000 calls, about 200,000 prompt and 10,000 reply tokens and"
+        f" {timedelta(seconds=2000)} hours by the first 4; what the cache knows is free."
+    )
+    assert budget(1000, before, after, 8.0, 10).startswith(
+        "Budget: at most 10 calls, about 2,000 prompt and 100 reply tokens and 0:00:20 hours"
+    )
+    assert budget(None, before, after, 8.0, None) == (
+        "Budget: calls without limit, each about 200 prompt and 10 reply tokens, 2.00 s."
+    )
+    known = Counters(calls=2, cache_hits=9)
+    assert budget(1000, before, known, 0.1, None) == (
+        "Budget: at most 1,000 calls; the first 8 prompts are in the cache."
+    )
