@@ -238,6 +238,16 @@ def test_changing_one_action_changes_the_prompt(name, answer, tiny_episodes):
     assert len(texts) == 1 + sum(n - 1 for n in patterns.n_actions)
 
 
+def test_history_first_puts_the_role_behind_what_a_users_prompts_share(patterns, tiny_episodes):
+    episode = tiny_episodes[0]
+    display = Display(layout="history_first")
+    actions = [[role, 0, 1, 0] for role in range(2)]
+    first, second = (compose([episode], patterns, [a], [2], display)[0].text for a in actions)
+    assert first.split("\n")[0] == "Seen:"
+    assert first.split("\n")[-3:] == ["You know films.", "Rank all 10.", "Write titles."]
+    assert first.split("\n")[:-3] == second.split("\n")[: len(first.split("\n")) - 3]
+
+
 def test_candidates_can_be_hidden(patterns, tiny_episodes):
     episode = tiny_episodes[0]
     (prompt,) = compose([episode], patterns, [[0, 0, 0, 0]], [2], Display(show_candidates=False))

@@ -25,6 +25,7 @@ from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
+from rpp.prompts.compose import Layout
 from rpp.prompts.patterns import PATTERNS
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.types import InputError
@@ -48,6 +49,7 @@ class RewardEnvironment(Callback):
             their identifier as first token. ``likelihood``: by that of their title as answer.
         show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
             free of position bias by construction.
+        layout: ``paper``, or ``history_first``, which lets prompts share more of their work.
         cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
             ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
         cache_gb: Size of that folder, in 10^9 bytes, above which the replies not used for longest
@@ -64,6 +66,7 @@ class RewardEnvironment(Callback):
         llm: LanguageModel | None = None,
         decoding: Decoding = "generate",
         show_candidates: bool = True,
+        layout: Layout = "paper",
         cache_dir: str | None = "auto",
         cache_gb: float | None = 2.0,
         memory_gb: float | None = None,
@@ -77,6 +80,7 @@ class RewardEnvironment(Callback):
         self.llm = llm
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
+        self.layout: Layout = layout
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
         self.memory_gb = memory_gb
@@ -107,6 +111,7 @@ class RewardEnvironment(Callback):
                 self.llm,
                 self.decoding,
                 show_candidates=self.show_candidates,
+                layout=self.layout,
                 seed=self.seed,
                 cache=ReplyCache(folder, self.cache_gb),
                 max_calls=self.max_calls,

@@ -15,7 +15,7 @@ import numpy as np
 from rpp.llms.base import LanguageModel, LanguageModelError
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
-from rpp.prompts.compose import Display, Prompt, identifier
+from rpp.prompts.compose import Display, Layout, Prompt, identifier
 from rpp.types import Episode, InputError, Item, Ranking, failed_ranking, normalise, status_of
 
 Decoding = Literal["generate", "constrained", "first_token", "likelihood"]
@@ -68,6 +68,7 @@ class Ranker:
             log-probability of their title as the reply's first line, per character.
         show_candidates: Whether prompts list the candidates. Only ``likelihood`` can do without;
             its ranking is then free of position bias by construction.
+        layout: Order of a prompt's parts, see :class:`rpp.prompts.compose.Display`.
         seed: Seed of the order in which candidates that a reply leaves out are appended.
         cache: Where replies are kept; by default in memory for this run.
         max_calls: Calls to the language model after which the run ends.
@@ -79,6 +80,7 @@ class Ranker:
         decoding: Decoding = "generate",
         *,
         show_candidates: bool = True,
+        layout: Layout = "paper",
         seed: int = 0,
         cache: ReplyCache | None = None,
         max_calls: int | None = None,
@@ -93,7 +95,9 @@ class Ranker:
         self.decoding = decoding
         self.seed = seed
         self.display = Display(
-            show_candidates, "titles" if decoding in ("generate", "likelihood") else "identifiers"
+            show_candidates,
+            "titles" if decoding in ("generate", "likelihood") else "identifiers",
+            layout,
         )
         self._read = Counters()
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 from rpp.llms.lines import Lines
 from rpp.llms.tree import Tree, batch_trees
@@ -30,13 +31,13 @@ class Prefilled:
     Attributes:
         ids: Tokens, ``(B, W)``.
         known: Whether a place holds a token of the prompt, ``(B, W)``.
-        cache: Keys and values of the first ``W - 1`` or of all places.
+        cache: Keys and values of all places, or of all but the last, and room for more.
         last: Output of the decoder for the last token, ``(B, D)``.
     """
 
     ids: Tensor
     known: Tensor
-    cache: DynamicCache
+    cache: Cache
     last: Tensor
 
 
@@ -107,7 +108,7 @@ class Decoder:
 
     def log_probs(
         self, trees: Sequence[Tree], wanted: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
-    ) -> list[list[float]]:
+    ) -> list[float]:
         """Log-probability of continuations, summed over their tokens.
 
         Args:
@@ -116,7 +117,7 @@ class Decoder:
                 tokens asked for.
 
         Returns:
-            For every tree one number a pair.
+            One number a pair, tree by tree.
         """
         hidden = self._pass(trees, None)
         pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
@@ -134,7 +135,8 @@ class Decoder:
             )
         ]
         sums = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, owners, torch.cat(parts))
-        return [part.tolist() for part in sums.split([len(some) for some in wanted])]
+        values: list[float] = sums.tolist()
+        return values
 
     def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden)
@@ -147,34 +149,43 @@ class Decoder:
         scores: Tensor = self.network.get_output_embeddings()(hidden)
         return scores.float()
 
-    def prefill(self, trees: Sequence[Tree]) -> Prefilled:
-        """Keys and values of all texts of some trees, in the order the trees hold them."""
-        cache = DynamicCache()
-        hidden = self._pass(trees, cache)
-        places = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
-        width = max(len(path) for _, path in places)
-        rows = torch.tensor([row for row, _ in places]).to(self.device)
-        columns = torch.zeros(len(places), width, dtype=torch.long)
-        known = torch.zeros(len(places), width, dtype=torch.bool)
-        ids = torch.full((len(places), width), self.pad)
-        for k, (row, path) in enumerate(places):
-            columns[k, width - len(path) :] = torch.tensor(path)
-            known[k, width - len(path) :] = True
-            ids[k, width - len(path) :] = torch.tensor([trees[row].tokens[node] for node in path])
-        columns = columns.to(self.device)
-        own = DynamicCache()
-        for number, layer in enumerate(cache.layers):
-            assert isinstance(layer, DynamicLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            own.update(
-                layer.keys[rows[:, None], :, columns].transpose(1, 2),
-                layer.values[rows[:, None], :, columns].transpose(1, 2),
-                number,
-            )
-        return Prefilled(
-            ids.to(self.device), known.to(self.device), own, hidden[rows, columns[:, -1]]
-        )
+    def prefill(self, passes: Sequence[Sequence[Tree]], room: int, *, last: bool) -> Prefilled:
+        """Keys and values of all texts of some trees, in the order the trees hold them.
+
+        Args:
+            passes: Trees that go through the network together.
+            room: Tokens that may be written after each text.
+            last: Whether the last token's keys and values are kept as well.
+        """
+        trees = [tree for some in passes for tree in some]
+        texts = [[tree.tokens[node] for node in path] for tree in trees for path in tree.paths]
+        width = max(map(len, texts))
+        ids = torch.full((len(texts), width), self.pad)
+        known = torch.zeros(len(texts), width, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            ids[row, width - len(text) :] = torch.tensor(text)
+            known[row, width - len(text) :] = True
+        n_kept = width if last else width - 1
+        cache = Cache(layers=[StaticLayer(width + room) for _ in range(self.n_layers)])
+        parts: list[tuple[DynamicCache, Tensor, Tensor]] = []
+        outputs = []
+        for some in passes:
+            own = DynamicCache()
+            hidden = self._pass(some, own)
+            places = [(row, path) for row, tree in enumerate(some) for path in tree.paths]
+            rows = torch.tensor([row for row, _ in places]).to(self.device)
+            columns = torch.zeros(len(places), width, dtype=torch.long)
+            for k, (_, path) in enumerate(places):
+                columns[k, width - len(path) :] = torch.tensor(path)
+            columns = columns.to(self.device)
+            outputs.append(hidden[rows, columns[:, -1]])
+            parts.append((own, rows[:, None], columns[:, :n_kept]))
+        for number in range(self.n_layers):
+            keys, values = zip(*(_gather(*part, number) for part in parts), strict=True)
+            cache.update(torch.cat(keys), torch.cat(values), number)
+            for own, _, _ in parts:
+                own.layers[number] = DynamicLayer()  # its memory is not needed any more
+        return Prefilled(ids.to(self.device), known.to(self.device), cache, torch.cat(outputs))
 
     # -- constrained decoding ----------------------------------------------------------------
 
@@ -220,13 +231,14 @@ class Decoder:
         rest = lines.force()
         return [] if lines.finished else [best, *rest]
 
-    def _continue(self, ids: Tensor, new: Tensor, known: Tensor, cache: DynamicCache) -> Tensor:
+    def _continue(self, ids: Tensor, new: Tensor, known: Tensor, cache: Cache) -> Tensor:
         """Output of the decoder for the last of some more tokens, ``(B, D)``."""
         width = ids.shape[1]
         before = known[:, None, :].expand(-1, width, -1)
         among = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
         among = among & new[:, None, :] | torch.eye(width, dtype=torch.bool, device=ids.device)
-        visible = torch.cat([before, among], dim=2)
+        room = cache.get_max_length() - before.shape[2] - width
+        visible = functional.pad(torch.cat([before, among], dim=2), (0, room))
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=ids.device)
         mask = mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
         positions = known.sum(1, keepdim=True) + new.cumsum(1) - 1
@@ -238,3 +250,16 @@ class Decoder:
             use_cache=True,
         ).last_hidden_state
         return hidden[:, -1]
+
+
+def _gather(
+    cache: DynamicCache, rows: Tensor, columns: Tensor, layer: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer at some places, each ``(B, heads, W, width)``."""
+    kept = cache.layers[layer]
+    assert isinstance(kept, DynamicLayer)
+    assert kept.keys is not None
+    assert kept.values is not None
+    return kept.keys[rows, :, columns].transpose(1, 2), kept.values[rows, :, columns].transpose(
+        1, 2
+    )

@@ -40,6 +40,9 @@ ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
 CPU_PASS = 4096
 """Padded tokens that pass through the network at once on a CPU, where more is no faster."""
 
+CPU_ROWS = 32
+"""Replies written at once on a CPU, likewise."""
+
 
 class HuggingFaceLanguageModel(LanguageModel):
     """A causal language model from the Hugging Face hub, a local folder or the embedded default.
@@ -274,47 +277,56 @@ class HuggingFaceLanguageModel(LanguageModel):
         self,
         heads: Sequence[list[int]],
         tails: Sequence[Sequence[list[int]]],
-        work: Callable[[list[Tree], list[list[int]]], None],
-        new_tokens: int = 0,
+        work: Callable[[list[list[Tree]], list[int]], None],
+        room: int = 0,
     ) -> None:
         """Send prompts through the network: as trees, in batches that fit the memory.
 
         Args:
             heads: Tokens of each prompt.
             tails: Tokens that follow it, each on its own; ``[[]]`` for none.
-            work: Takes trees and, for each, the rows it holds.
-            new_tokens: Tokens that may be written after each prompt.
+            work: Takes trees, by the passes they share, and the rows they hold.
+            room: Tokens that may be written after each prompt.
         """
-        decoder = self.decoder
-        limit = self._budget()
-        widest = CPU_PASS if self.device.type == "cpu" else 4 * CPU_PASS
         sizes = [len(h) + sum(map(len, row)) for h, row in zip(heads, tails, strict=True)]
-        rows_of = group(
-            heads, sizes, pair_cost=decoder.pair_cost, max_size=widest
-        ) if self.share_prefixes else [[row] for row in range(len(heads))]  # fmt: skip
+        on_cpu = self.device.type == "cpu"
+        groups = [[row] for row in range(len(heads))]
+        if self.share_prefixes:
+            widest = CPU_PASS if on_cpu else 4 * CPU_PASS
+            groups = group(heads, sizes, pair_cost=self.decoder.pair_cost, max_size=widest)
         trees = []
-        for rows in rows_of:
-            tree = Tree()
+        for rows in groups:
+            trees.append(Tree())
             for row in rows:
                 for tail in tails[row]:
-                    tree.add(heads[row] + tail)
-            trees.append(tree)
+                    trees[-1].add(heads[row] + tail)
+        limit = self._budget()
+
+        def passes(width: int, numbers: Sequence[int]) -> bool:
+            """Whether some trees may go through the network together."""
+            if on_cpu and width * len(numbers) > CPU_PASS:
+                return False
+            return self.decoder.n_bytes(width, len(numbers)) <= limit
 
         def fits(width: int, numbers: Sequence[int]) -> bool:
-            kept = 0
-            if new_tokens:
-                longest = max(len(heads[row]) for k in numbers for row in rows_of[k])
-                kept = sum(len(rows_of[k]) for k in numbers) * (longest + new_tokens)
-            needed = decoder.n_bytes(width, len(numbers), kept)
-            if self.device.type == "cpu" and width * len(numbers) > CPU_PASS:
+            """Whether there is memory for the keys and values of some trees' texts."""
+            if not room:
+                return passes(width, numbers)
+            rows = [row for k in numbers for row in groups[k]]
+            if on_cpu and len(rows) > CPU_ROWS:
                 return False
-            return needed <= limit
+            kept = len(rows) * (max(len(heads[row]) for row in rows) + room)
+            return self.decoder.n_bytes(width, len(numbers), kept) <= limit
 
-        waiting = list(batches([len(tree) for tree in trees], fits))
+        lengths = [len(tree) for tree in trees]
+        waiting = list(batches(lengths, fits))
         while waiting:
             numbers = waiting.pop(0)
+            parts = batches([lengths[k] for k in numbers], passes)
+            order = [[numbers[k] for k in part] for part in parts]
+            rows = [row for part in order for k in part for row in groups[k]]
             try:
-                work([trees[k] for k in numbers], [rows_of[k] for k in numbers])
+                work([[trees[k] for k in part] for part in order], rows)
             except torch.OutOfMemoryError as error:
                 if len(numbers) == 1:
                     raise _out_of_memory(error) from error
@@ -326,17 +338,16 @@ class HuggingFaceLanguageModel(LanguageModel):
         heads = [self.encode(prompt) for prompt in prompts]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
 
-        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
-            rows = [row for some in rows_of for row in some]
+        def work(passes: list[list[Tree]], rows: list[int]) -> None:
             processors = LogitsProcessorList()
             if self.temperature > 0:
                 processors += [TemperatureLogitsWarper(self.temperature)]
                 if self.top_p < 1:
                     processors += [TopPLogitsWarper(self.top_p)]
                 processors += [GumbelNoise([prompts[row] for row in rows], self.seed)]
-            known = self.decoder.prefill(trees)
+            # the last token's keys and values are left out: its pass gives the first distribution
+            known = self.decoder.prefill(passes, self.max_new_tokens, last=False)
             width = known.ids.shape[1]
-            known.cache.crop(-1)  # the last token's pass gives the first distribution
             ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
                 input_ids=known.ids,
                 attention_mask=known.known.long(),
@@ -348,6 +359,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                 pad_token_id=self.tokenizer.pad_token_id,
                 max_new_tokens=self.max_new_tokens,
                 logits_processor=processors,
+                disable_compile=True,
             )
             new = ids[:, width:]
             self.usage.reply_tokens += int((new != self.tokenizer.pad_token_id).sum())
@@ -369,10 +381,10 @@ class HuggingFaceLanguageModel(LanguageModel):
         lines = [[self.tokenize(text) + line_end for text in texts] for texts in options]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
 
-        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
-            rows = [row for some in rows_of for row in some]
+        def work(passes: list[list[Tree]], rows: list[int]) -> None:
             states = [Lines(lines[row]) for row in rows]
-            self.usage.reply_tokens += self.decoder.permute(self.decoder.prefill(trees), states)
+            known = self.decoder.prefill(passes, longest, last=True)
+            self.usage.reply_tokens += self.decoder.permute(known, states)
             for row, state in zip(rows, states, strict=True):
                 replies[row] = "\n".join(options[row][k] for k in state.order)
 
@@ -401,20 +413,21 @@ class HuggingFaceLanguageModel(LanguageModel):
                 raise ValueError(f"nothing to score in {texts[row.index([])]!r}")
         scores: list[list[float] | LanguageModelError] = [[] for _ in prompts]
 
-        def work(trees: list[Tree], rows_of: list[list[int]]) -> None:
-            wanted = []
-            for tree, rows in zip(trees, rows_of, strict=True):
-                owners = [(row, tail) for row in rows for tail in tails[row]]
-                wanted.append(
+        def work(passes: list[list[Tree]], rows: list[int]) -> None:
+            texts = iter([(row, tail) for row in rows for tail in tails[row]])
+            found: list[float] = []
+            for trees in passes:
+                wanted = [
                     [
                         (path[len(heads[row]) - 1 :], tail)
-                        for path, (row, tail) in zip(tree.paths, owners, strict=True)
+                        for path, (row, tail) in zip(tree.paths, texts, strict=False)
                     ]
-                )
-            for rows, values in zip(rows_of, self.decoder.log_probs(trees, wanted), strict=True):
-                for row in rows:
-                    scores[row] = values[: len(tails[row])]
-                    values = values[len(tails[row]) :]
+                    for tree in trees
+                ]
+                found += self.decoder.log_probs(trees, wanted)
+            for row in rows:
+                scores[row] = found[: len(tails[row])]
+                del found[: len(tails[row])]
 
         with torch.inference_mode():
             # nothing follows the last token of a continuation, so it need not pass

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rpp.prompts.patterns import PATTERNS, Answer, Patterns
 from rpp.types import Episode, InputError, Item
+
+Layout = Literal["paper", "history_first"]
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,14 @@ class Display:
     Attributes:
         show_candidates: Whether the candidates are listed.
         answer: Whether the reply is to consist of titles or of the candidates' identifiers.
+        layout: ``paper``: role, history, candidates, reasoning, format. ``history_first``: the
+            role stands behind the candidates, so that all prompts of a user with one history
+            length begin alike and that part is computed once for all of them.
     """
 
     show_candidates: bool = True
     answer: Answer = "titles"
+    layout: Layout = "paper"
 
 
 @dataclass(frozen=True)
@@ -115,9 +122,13 @@ def _compose(
         history = "\n".join(
             [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
         )
-        parts = [
-            sentences["role"], history, candidates, sentences["reasoning"], sentences["format"],
-        ]  # fmt: skip
+        role = sentences["role"]
+        facts = (
+            [role, history, candidates]
+            if display.layout == "paper"
+            else [history, candidates, role]
+        )
+        parts = [*facts, sentences["reasoning"], sentences["format"]]
         text = "\n".join(part for part in parts if part)
         if fits(text):
             shown = {**sentences, "history": str(n_history)}
