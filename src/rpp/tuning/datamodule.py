@@ -68,7 +68,7 @@ class InstructionDataModule(EpisodeDataModule):
         starts = np.flatnonzero(np.diff(users, prepend=-1))
         self.sequences = {
             int(users[start]): [self.catalogue[k] for k in part]
-            for start, part in zip(starts, np.split(items, starts[1:]), strict=True)
+            for start, part in zip(starts, np.split(items, starts)[1:], strict=True)
             if len(part) > 1 and int(users[start]) not in held_out
         }
         if not self.sequences:

@@ -116,7 +116,7 @@ class RankingAdapter(LightningModule):
         if self.n_layers:
             depth = base.config.num_hidden_layers
             self.lora.layers_to_transform = list(range(max(0, depth - self.n_layers), depth))
-        self.network = get_peft_model(base, self.lora)
+        self.network = get_peft_model(base, self.lora).train()
         # the name a user can load it by, not the folder of this machine
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
