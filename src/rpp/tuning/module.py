@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import CatMetric
+from transformers import get_cosine_schedule_with_warmup
 
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
@@ -121,16 +122,11 @@ class RankingAdapter(LightningModule):
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the adapter; one cycle of the learning rate over the whole fit."""
+        """AdamW on the adapter; the learning rate rises and falls once over the whole fit."""
         weights = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.lr,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=0.03,
-            cycle_momentum=False,
-        )
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(0.03 * n_steps), n_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
