@@ -18,11 +18,16 @@ from data_prep.prepare import DataSettings, prepare
 from rpp.data.episodes import load_episodes
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import mean_interval, ndcg, target_ranks
-from rpp.prompts.compose import compose
+from rpp.prompts.compose import Layout, compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import Decoding, Ranker
 
-SETTINGS = [(decoding, True) for decoding in get_args(Decoding)] + [("likelihood", False)]
+SETTINGS: list[tuple[Decoding, bool, Layout]] = [
+    *((decoding, True, "paper") for decoding in get_args(Decoding)),
+    ("likelihood", False, "paper"),
+    ("first_token", True, "history_first"),
+    ("likelihood", False, "history_first"),
+]
 
 
 def main() -> None:
@@ -41,9 +46,9 @@ def main() -> None:
     patterns = load_patterns("conf/patterns/movies.yaml")
     llm = HuggingFaceLanguageModel(given.model)
     llm.score(["warm"], [["up"]])
-    table = Table("decoding", "list shown", "NDCG@10 [95 %]", "valid replies", "s/prompt")
-    for decoding, shown in SETTINGS:
-        ranker = Ranker(llm, decoding, show_candidates=shown)
+    table = Table("decoding", "list shown", "layout", "NDCG@10 [95 %]", "valid replies", "s/prompt")
+    for decoding, shown, layout in SETTINGS:
+        ranker = Ranker(llm, decoding, show_candidates=shown, layout=layout)
         actions = [(0, 0, 1, 0)] * len(episodes)
         lengths = [min(given.n_history, len(episode.history)) for episode in episodes]
         prompts = compose(episodes, patterns, actions, lengths, ranker.display)
@@ -55,6 +60,7 @@ def main() -> None:
         table.add_row(
             decoding,
             "yes" if shown else "no",
+            layout,
             f"{score.mean:.3f} \\[{score.low:.3f}, {score.high:.3f}]",
             f"{valid:.0%}",
             f"{seconds:.2f}",

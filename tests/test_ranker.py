@@ -299,6 +299,18 @@ def test_likelihood_divides_by_the_length_of_the_title():
     assert not ranker.display.show_candidates
 
 
+def test_likelihood_of_whole_titles():
+    """Undivided, the line's end included: "Up" is not credited with "Up in the Air"."""
+    items = (Item(0, "Up"), Item(1, "A Long Title"))
+    episode = Episode(0, (Item(2, "Speed"),), items, 0)
+    scores = {" Up\n": -6.0, " A Long Title\n": -6.5}
+    llm = ScriptedLanguageModel(scorer=lambda _, text: scores[text])
+    ranker = Ranker(llm, "likelihood", show_candidates=False, per_character=False)
+    (ranking,) = ranker.rank([Prompt("P\n", ())], [episode])
+    assert ranking.order == (0, 1)
+    assert "1. Up (-6.000)" in ranking.reply
+
+
 def test_likelihood_does_not_depend_on_the_display(tiny_episodes):
     episode = tiny_episodes[1]
     shown = [displayed_otherwise(episode, shift) for shift in range(10)]

@@ -49,6 +49,8 @@ class RewardEnvironment(Callback):
             their identifier as first token. ``likelihood``: by that of their title as answer.
         show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
             free of position bias by construction.
+        per_character: Whether ``likelihood`` divides a title's log-probability by its length;
+            not for a model tuned on titles.
         layout: ``paper``, or ``history_first``, which lets prompts share more of their work.
         cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
             ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
@@ -66,6 +68,7 @@ class RewardEnvironment(Callback):
         llm: LanguageModel | None = None,
         decoding: Decoding = "generate",
         show_candidates: bool = True,
+        per_character: bool = True,
         layout: Layout = "paper",
         cache_dir: str | None = "auto",
         cache_gb: float | None = 2.0,
@@ -80,6 +83,7 @@ class RewardEnvironment(Callback):
         self.llm = llm
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
+        self.per_character = per_character
         self.layout: Layout = layout
         self.cache_dir = cache_dir
         self.cache_gb = cache_gb
@@ -111,6 +115,7 @@ class RewardEnvironment(Callback):
                 self.llm,
                 self.decoding,
                 show_candidates=self.show_candidates,
+                per_character=self.per_character,
                 layout=self.layout,
                 seed=self.seed,
                 cache=ReplyCache(folder, self.cache_gb),

@@ -65,9 +65,12 @@ class Ranker:
         decoding: ``generate``: free text, parsed (the paper). ``constrained``: only identifiers
             not yet used can be written. ``first_token``: candidates by the log-probability of
             their identifier as the reply's first token. ``likelihood``: candidates by the
-            log-probability of their title as the reply's first line, per character.
+            log-probability of their title as the reply's first line.
         show_candidates: Whether prompts list the candidates. Only ``likelihood`` can do without;
             its ranking is then free of position bias by construction.
+        per_character: Whether ``likelihood`` divides a title's log-probability by its length.
+            Without, long titles are at a disadvantage, unless the model is tuned to know how
+            likely each title is as a whole.
         layout: Order of a prompt's parts, see :class:`rpp.prompts.compose.Display`.
         seed: Seed of the order in which candidates that a reply leaves out are appended.
         cache: Where replies are kept; by default in memory for this run.
@@ -80,6 +83,7 @@ class Ranker:
         decoding: Decoding = "generate",
         *,
         show_candidates: bool = True,
+        per_character: bool = True,
         layout: Layout = "paper",
         seed: int = 0,
         cache: ReplyCache | None = None,
@@ -93,6 +97,7 @@ class Ranker:
         cache = ReplyCache(None) if cache is None else cache
         self.llm = CachedLanguageModel(llm, cache, max_calls)
         self.decoding = decoding
+        self.per_character = per_character
         self.seed = seed
         self.display = Display(
             show_candidates,
@@ -174,15 +179,19 @@ class Ranker:
             rows = self.llm.score(texts, [_identifiers(episode) for episode in episodes])
         else:
             titles = [[item.title for item in episode.candidates] for episode in episodes]
+            end = "" if self.per_character else "\n"  # a whole title: no other one goes on from it
             sums = self.llm.score(
                 texts,
-                [[" " + title for title in row] for row in titles],
+                [[f" {title}{end}" for title in row] for row in titles],
                 [REPLY_START] * len(texts),
             )
             rows = [
                 row
                 if isinstance(row, LanguageModelError)
-                else [score / (1 + len(title)) for score, title in zip(row, names, strict=True)]
+                else [
+                    score / (1 + len(title)) if self.per_character else score
+                    for score, title in zip(row, names, strict=True)
+                ]
                 for row, names in zip(sums, titles, strict=True)
             ]
         return [

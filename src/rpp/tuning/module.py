@@ -49,6 +49,7 @@ class RankingAdapter(LightningModule):
         patterns: YAML file with the sentences of each pattern, for validation.
         decoding: How validation ranks.
         show_candidates: Whether validation prompts list the candidates.
+        per_character: Whether ``likelihood`` divides a title's log-probability by its length.
         n_history: Items a validation prompt shows.
         rank: Rank of the adapter.
         alpha: Scale of the adapter: its output counts ``alpha / rank``.
@@ -71,6 +72,7 @@ class RankingAdapter(LightningModule):
         patterns: str = "conf/patterns/movies.yaml",
         decoding: Decoding = "likelihood",
         show_candidates: bool = False,
+        per_character: bool = False,
         n_history: int = 10,
         rank: int = 32,
         alpha: int = 64,
@@ -90,6 +92,7 @@ class RankingAdapter(LightningModule):
         self.patterns = load_patterns(patterns)
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
+        self.per_character = per_character
         self.n_history = n_history
         self.lora = LoraConfig(
             r=rank,
@@ -210,7 +213,11 @@ class RankingAdapter(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """A fresh ranker: what the model answered before it changed is of no use."""
         self.ranker = Ranker(
-            self.llm, self.decoding, show_candidates=self.show_candidates, cache=ReplyCache(None)
+            self.llm,
+            self.decoding,
+            show_candidates=self.show_candidates,
+            per_character=self.per_character,
+            cache=ReplyCache(None),
         )
 
     def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
