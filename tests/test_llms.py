@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rpp.llms.base import LanguageModel, LanguageModelError
-from rpp.llms.huggingface import ALPACA, GumbelNoise, HuggingFaceLanguageModel
+from rpp.llms.huggingface import ALPACA, HuggingFaceLanguageModel
 from rpp.llms.lines import Lines
+from rpp.llms.noise import GumbelNoise
 from rpp.types import InputError
 
 LETTERS = tuple("ABCDEFGHIJ")

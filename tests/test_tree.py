@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rpp.llms.plan import Batch
 from rpp.llms.tree import Tree, batch_trees, batches, common_length, group
 
 
@@ -75,3 +76,15 @@ def test_batches_hold_similar_sizes_and_every_tree_once():
     made = list(batches(sizes, lambda width, trees: width * len(trees) <= 6))
     assert made == [[1, 3], [4], [2], [0]]
     assert list(batches([], lambda width, trees: True)) == []
+
+
+def test_halving_a_batch_keeps_every_tree_and_its_rows():
+    a, b, c = (Tree() for _ in range(3))
+    batch = Batch([[a, b], [c]], [[4], [1, 2], [0]])
+    first, second = batch.halves()
+    assert (first.passes, first.rows) == ([[a, b]], [4, 1, 2])
+    assert (second.passes, second.rows) == ([[c]], [0])
+    first, second = first.halves()
+    assert (first.passes, first.rows) == ([[a]], [4])
+    assert (second.passes, second.rows) == ([[b]], [1, 2])
+    assert first.halves() == [first]

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,19 +28,14 @@ from rpp.assets import resolve_model
 from rpp.llms.base import LanguageModel, LanguageModelError
 from rpp.llms.decoder import Decoder
 from rpp.llms.lines import Lines
-from rpp.llms.tree import Tree, batches, group
+from rpp.llms.noise import GumbelNoise
+from rpp.llms.plan import Batch, plan
 from rpp.types import InputError
 
 Template = Literal["chat", "alpaca", "none"]
 
 ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
 """How instruction-tuned LoRA models of the Alpaca kind expect a task."""
-
-CPU_PASS = 4096
-"""Padded tokens that pass through the network at once on a CPU, where more is no faster."""
-
-CPU_ROWS = 32
-"""Replies written at once on a CPU, likewise."""
 
 
 class HuggingFaceLanguageModel(LanguageModel):
@@ -265,7 +259,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         """The network's passes."""
         return Decoder(self.network, int(self.tokenizer.pad_token_id))
 
-    def _budget(self) -> int:
+    def _max_bytes(self) -> int:
         """Bytes that passes may take beside the weights."""
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
@@ -273,72 +267,43 @@ class HuggingFaceLanguageModel(LanguageModel):
             return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
+    @torch.inference_mode()
     def _run(
         self,
         heads: Sequence[list[int]],
         tails: Sequence[Sequence[list[int]]],
-        work: Callable[[list[list[Tree]], list[int]], None],
+        work: Callable[[Batch], None],
         room: int = 0,
     ) -> None:
-        """Send prompts through the network: as trees, in batches that fit the memory.
+        """Work through prompts in batches that fit the memory; halve those that do not after all.
 
         Args:
             heads: Tokens of each prompt.
             tails: Tokens that follow it, each on its own; ``[[]]`` for none.
-            work: Takes trees, by the passes they share, and the rows they hold.
+            work: Handles a batch.
             room: Tokens that may be written after each prompt.
         """
-        sizes = [len(h) + sum(map(len, row)) for h, row in zip(heads, tails, strict=True)]
-        on_cpu = self.device.type == "cpu"
-        groups = [[row] for row in range(len(heads))]
-        if self.share_prefixes:
-            widest = CPU_PASS if on_cpu else 4 * CPU_PASS
-            groups = group(heads, sizes, pair_cost=self.decoder.pair_cost, max_size=widest)
-        trees = []
-        for rows in groups:
-            trees.append(Tree())
-            for row in rows:
-                for tail in tails[row]:
-                    trees[-1].add(heads[row] + tail)
-        limit = self._budget()
-
-        def passes(width: int, numbers: Sequence[int]) -> bool:
-            """Whether some trees may go through the network together."""
-            if on_cpu and width * len(numbers) > CPU_PASS:
-                return False
-            return self.decoder.n_bytes(width, len(numbers)) <= limit
-
-        def fits(width: int, numbers: Sequence[int]) -> bool:
-            """Whether there is memory for the keys and values of some trees' texts."""
-            if not room:
-                return passes(width, numbers)
-            rows = [row for k in numbers for row in groups[k]]
-            if on_cpu and len(rows) > CPU_ROWS:
-                return False
-            kept = len(rows) * (max(len(heads[row]) for row in rows) + room)
-            return self.decoder.n_bytes(width, len(numbers), kept) <= limit
-
-        lengths = [len(tree) for tree in trees]
-        waiting = list(batches(lengths, fits))
+        waiting = plan(
+            self.decoder, heads, tails, room=room, max_bytes=self._max_bytes(),
+            share=self.share_prefixes,
+        )  # fmt: skip
         while waiting:
-            numbers = waiting.pop(0)
-            parts = batches([lengths[k] for k in numbers], passes)
-            order = [[numbers[k] for k in part] for part in parts]
-            rows = [row for part in order for k in part for row in groups[k]]
+            batch = waiting.pop(0)
             try:
-                work([[trees[k] for k in part] for part in order], rows)
+                work(batch)
             except torch.OutOfMemoryError as error:
-                if len(numbers) == 1:
+                halves = batch.halves()
+                if len(halves) == 1:
                     raise _out_of_memory(error) from error
-                half = len(numbers) // 2
-                waiting[:0] = [numbers[:half], numbers[half:]]
+                waiting[:0] = halves
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Free text, greedy or sampled; a reply does not depend on the batch it was made in."""
         heads = [self.encode(prompt) for prompt in prompts]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
 
-        def work(passes: list[list[Tree]], rows: list[int]) -> None:
+        def work(batch: Batch) -> None:
+            rows = batch.rows
             processors = LogitsProcessorList()
             if self.temperature > 0:
                 processors += [TemperatureLogitsWarper(self.temperature)]
@@ -346,7 +311,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                     processors += [TopPLogitsWarper(self.top_p)]
                 processors += [GumbelNoise([prompts[row] for row in rows], self.seed)]
             # the last token's keys and values are left out: its pass gives the first distribution
-            known = self.decoder.prefill(passes, self.max_new_tokens, last=False)
+            known = self.decoder.prefill(batch.passes, self.max_new_tokens, last=False)
             width = known.ids.shape[1]
             ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
                 input_ids=known.ids,
@@ -367,8 +332,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             for row, text in zip(rows, texts, strict=True):
                 replies[row] = text
 
-        with torch.inference_mode():
-            self._run(heads, [[[]]] * len(heads), work, self.max_new_tokens)
+        self._run(heads, [[[]]] * len(heads), work, self.max_new_tokens)
         self.usage.prompt_tokens += sum(map(len, heads))
         return replies
 
@@ -381,16 +345,16 @@ class HuggingFaceLanguageModel(LanguageModel):
         lines = [[self.tokenize(text) + line_end for text in texts] for texts in options]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
 
-        def work(passes: list[list[Tree]], rows: list[int]) -> None:
+        def work(batch: Batch) -> None:
+            rows = batch.rows
             states = [Lines(lines[row]) for row in rows]
-            known = self.decoder.prefill(passes, longest, last=True)
+            known = self.decoder.prefill(batch.passes, longest, last=True)
             self.usage.reply_tokens += self.decoder.permute(known, states)
             for row, state in zip(rows, states, strict=True):
                 replies[row] = "\n".join(options[row][k] for k in state.order)
 
         longest = max((sum(map(len, each)) for each in lines), default=0)
-        with torch.inference_mode():
-            self._run(heads, [[[]]] * len(heads), work, longest)
+        self._run(heads, [[[]]] * len(heads), work, longest)
         self.usage.prompt_tokens += sum(map(len, heads))
         return replies
 
@@ -413,10 +377,11 @@ class HuggingFaceLanguageModel(LanguageModel):
                 raise ValueError(f"nothing to score in {texts[row.index([])]!r}")
         scores: list[list[float] | LanguageModelError] = [[] for _ in prompts]
 
-        def work(passes: list[list[Tree]], rows: list[int]) -> None:
+        def work(batch: Batch) -> None:
+            rows = batch.rows
             texts = iter([(row, tail) for row in rows for tail in tails[row]])
             found: list[float] = []
-            for trees in passes:
+            for trees in batch.passes:
                 wanted = [
                     [
                         (path[len(heads[row]) - 1 :], tail)
@@ -429,37 +394,13 @@ class HuggingFaceLanguageModel(LanguageModel):
                 scores[row] = found[: len(tails[row])]
                 del found[: len(tails[row])]
 
-        with torch.inference_mode():
-            # nothing follows the last token of a continuation, so it need not pass
-            self._run(heads, [[tail[:-1] for tail in row] for row in tails], work)
+        # nothing follows the last token of a continuation, so it need not pass
+        self._run(heads, [[tail[:-1] for tail in row] for row in tails], work)
         self.usage.prompt_tokens += sum(
             len(head) + sum(len(tail) - 1 for tail in row)
             for head, row in zip(heads, tails, strict=True)
         )
         return scores
-
-
-class GumbelNoise(LogitsProcessor):
-    """Sampling as an argmax: standard Gumbel noise from a generator of each prompt's own.
-
-    The most probable token after adding it is a draw from the distribution, so that a reply
-    depends on its prompt and the seed, never on the batch it was made in.
-    """
-
-    def __init__(self, prompts: Sequence[str], seed: int) -> None:
-        self.generators = [
-            torch.Generator().manual_seed(
-                int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:7], "big")
-            )
-            for prompt in prompts
-        ]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores with noise, shape ``(B, vocabulary)``."""
-        noise = torch.stack(
-            [-torch.empty(scores.shape[1]).exponential_(generator=g).log() for g in self.generators]
-        )
-        return scores + noise.to(scores)  # type: ignore[return-value]
 
 
 def _content_name(name: str) -> str:
