@@ -155,7 +155,13 @@ class Recommender(ABC):
         Raises:
             InputError: If the folder is incomplete, cannot be written to or learned from.
         """
-        self._scorer = self.learn(TrainingData.read(folder))
+        with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
+            self._scorer = self.learn(TrainingData.read(folder))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, which what was learned depends on."""
+        return {name: value for name, value in vars(self).items() if name != "_scorer"}
 
     def score(self, episodes: Sequence[Episode]) -> Tensor:
         """Score every candidate; larger is better.

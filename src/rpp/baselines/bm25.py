@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import bm25s
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class BM25(Recommender):
             rows = []
             for episode, candidates in zip(episodes, candidate_items(episodes), strict=True):
                 query = [w for item in past_items(episode, self.n_history) for w in words[item]]
-                rows.append(torch.from_numpy(index.get_scores(query))[candidates])
+                scores = index.get_scores(query) if query else np.zeros(len(words))
+                rows.append(torch.from_numpy(scores)[candidates])
             return torch.stack(rows)
 
         return score

@@ -74,7 +74,7 @@ class ItemKNN(Recommender):
             return scorer(self.lengths[0])
         n_history = data.keep(
             "item-knn",
-            {"lengths": self.lengths},
+            self.arguments,
             lambda: {"n_history": torch.tensor(choose(self.lengths, scorer, data.validation))},
             lambda tensors: int(tensors["n_history"]),
         )
@@ -93,7 +93,7 @@ def ease_weights(gram: Tensor, regularisation: float) -> Tensor:
         regularisation: :math:`\lambda`, above 0.
     """
     gram.diagonal().add_(regularisation)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram, out=gram), out=gram)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).T  # symmetric; rows in sequence
     inverse /= -inverse.diagonal().clone()
     inverse.diagonal().zero_()
     return inverse
@@ -102,8 +102,8 @@ def ease_weights(gram: Tensor, regularisation: float) -> Tensor:
 class EASE(Recommender):
     """EASE: a closed-form linear autoencoder.
 
-    Memory is twice ``4 n²`` bytes for ``n`` items, and the kept file has half of it: 1.1 GB for
-    the 16,428 items of Games.
+    The kept file holds ``4 n²`` bytes for ``n`` items, 1.1 GB for the 16,428 of Games; fitting
+    takes three to four times as much memory.
 
     Args:
         regularisations: Values of lambda to choose from.
@@ -169,14 +169,9 @@ class EASE(Recommender):
             assert best is not None  # neither tuple is empty
             return {"weights": best[2], "n_history": torch.tensor(best[1])}
 
-        settings = {
-            "regularisations": self.regularisations,
-            "lengths": self.lengths,
-            "max_items": self.max_items,
-        }
         return data.keep(
             "ease",
-            settings,
+            self.arguments,
             make,
             lambda tensors: scorer(tensors["weights"], int(tensors["n_history"])),
         )
