@@ -135,6 +135,11 @@ def test_windows_predict_everything_but_the_first_once():
         assert 5 in lengths[users[begins] == 4]  # a sequence that fits is not cut
 
 
+def test_sequences_of_one_item_teach_nothing():
+    with pytest.raises(InputError, match="no user has two training interactions"):
+        WindowBatches([(np.arange(5), np.arange(5))])
+
+
 def test_cuts_differ_from_one_epoch_to_the_next():
     rng = np.random.default_rng(0)
     users = np.zeros(100, dtype=np.int64)

@@ -174,10 +174,13 @@ class Recommender(ABC):
 
         Raises:
             RuntimeError: If nothing has been fitted.
-            ValueError: If a score is not finite, or users have different numbers of candidates.
+            ValueError: If there are no episodes, a score is not finite, or users have different
+                numbers of candidates.
         """
         if self._scorer is None:
             raise RuntimeError(f"{self.name} was asked for scores before fit")
+        if not episodes:
+            raise ValueError(f"{self.name} was given no episodes to score")
         scores = self._scorer(episodes).double()
         if not scores.isfinite().all():
             raise ValueError(f"{self.name} gave scores that are not finite")

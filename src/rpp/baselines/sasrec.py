@@ -87,7 +87,7 @@ class SASRec(Recommender):
         max_length: int = 50,
         learning_rates: tuple[float, ...] = (1e-3,),
         batch_size: int = 512,
-        n_negatives: int = 0,
+        n_negatives: int = 1024,
         max_epochs: int = 50,
         patience: int = 5,
         seed: int = 0,

@@ -169,6 +169,8 @@ def train(
 ) -> float:
     """Train; afterwards the model has the weights with the best validation NDCG@10.
 
+    Gradients longer than 5 are shortened to 5.
+
     Args:
         model: What to train; left in evaluation mode on the CPU.
         batches: Training windows.

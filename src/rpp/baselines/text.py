@@ -172,7 +172,8 @@ class TextRecommender(Recommender):
             model.catalogue = model.describe(encodings)
             return model.score
 
-        settings = self.arguments | {"data_of_sources": [source.fingerprint for source in sources]}
+        # where the sources lie does not matter, what is in them does
+        settings = self.arguments | {"sources": [source.fingerprint for source in sources]}
         if self.weights is not None:
             settings["changed"] = _file(self.weights).stat().st_mtime_ns
         return data.keep(self.name.lower(), settings, make, load)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpp.types import InputError
+
 PAD = -1
 """Fills a window up to the length of its batch."""
 
@@ -55,6 +57,9 @@ class WindowBatches:
         batch_size: About so many predictions in a batch.
         seed: Of cuts and order.
         max_windows: Windows of each source in an iteration, drawn at random; ``None``: all.
+
+    Raises:
+        InputError: If no user has two interactions.
     """
 
     def __init__(
@@ -71,6 +76,11 @@ class WindowBatches:
         self._max_windows = max_windows
         self._rng = np.random.default_rng(seed)
         n_predictions = int((self._cut()[1] - 1).sum())
+        if not n_predictions:
+            raise InputError(
+                "no user has two training interactions, so there is no sequence to learn from:"
+                " raise min_interactions"
+            )
         self._n_batches = max(1, round(n_predictions / batch_size))
 
     def __len__(self) -> int:
