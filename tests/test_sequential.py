@@ -11,9 +11,9 @@ from torch.nn import functional
 from rpp.agents.state import PromptEncoder
 from rpp.baselines.sasrec import SASRecModel
 from rpp.baselines.sequential import SequenceEncoder, seeded, similarity
-from rpp.baselines.text import read_weights, translate_encoder
 from rpp.baselines.unisrec import Adaptor, UniSRec, UniSRecModel
 from rpp.baselines.vqrec import VQRec, VQRecModel, assign_codes, fit_quantiser
+from rpp.baselines.weights import read_weights, translate_encoder
 from rpp.baselines.windows import PAD, WindowBatches, cut_windows
 from rpp.data.episodes import load_episodes
 from rpp.types import InputError

@@ -9,13 +9,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from rpp.baselines.base import Recommender, Scorer, TrainingData
-from rpp.baselines.sequential import (
-    SequenceEncoder,
-    SequentialModel,
-    load_weights,
-    seeded,
-    train,
-)
+from rpp.baselines.sequential import SequenceEncoder, SequentialModel, seeded, train
+from rpp.baselines.weights import load_weights
 from rpp.baselines.windows import WindowBatches
 from rpp.types import InputError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rpp.baselines.base import candidate_items, past_items, validation_ndcg
 from rpp.baselines.windows import PAD, WindowBatches
-from rpp.types import Episode, InputError
+from rpp.types import Episode
 
 MONITOR = "val/ndcg@10"
 
@@ -202,20 +202,6 @@ def train(
     model.cpu().load_state_dict(state)
     model.eval()
     return value
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights and switch to evaluation.
-
-    Raises:
-        InputError: If they are of another shape or incomplete.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"the weights do not fit the model: {reason}") from error
-    model.eval()
 
 
 @contextmanager

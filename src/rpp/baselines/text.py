@@ -10,7 +10,6 @@ out; titles alone are encoded, and by default with MiniLM's mean instead of BERT
 
 from __future__ import annotations
 
-import pickle
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,19 +20,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rpp.agents.state import PromptEncoder
 from rpp.baselines.base import Recommender, Scorer, TrainingData
-from rpp.baselines.sequential import (
-    SequenceEncoder,
-    SequentialModel,
-    load_weights,
-    seeded,
-    train,
-)
+from rpp.baselines.sequential import SequenceEncoder, SequentialModel, seeded, train
+from rpp.baselines.weights import load_weights, read_weights, translate_encoder, weights_file
 from rpp.baselines.windows import WindowBatches
 from rpp.types import Episode, InputError, Item
 
@@ -175,7 +167,7 @@ class TextRecommender(Recommender):
         # where the sources lie does not matter, what is in them does
         settings = self.arguments | {"sources": [source.fingerprint for source in sources]}
         if self.weights is not None:
-            settings["changed"] = _file(self.weights).stat().st_mtime_ns
+            settings["changed"] = weights_file(self.weights).stat().st_mtime_ns
         return data.keep(self.name.lower(), settings, make, load)
 
     def _model(self, width: int) -> TextModel:
@@ -228,65 +220,6 @@ def encode_titles(data: TrainingData, model: str, pooling: Pooling) -> Tensor:
 
     settings = {"text_model": model, "pooling": pooling}
     return data.keep("titles", settings, make, lambda tensors: tensors["titles"])
-
-
-def read_weights(name: str) -> dict[str, Tensor]:
-    """Tensors of a local file, without running code that may be in it.
-
-    Raises:
-        InputError: If there is no such file or it holds anything but tensors.
-    """
-    path = _file(name)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        if all(isinstance(value, Tensor) for value in content.values()):
-            return dict(content)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, AttributeError, EOFError):
-        pass
-    raise InputError(
-        f"{path} holds something else than tensors and is not opened: save its state_dict alone, as"
-        " safetensors or with torch.save"
-    )
-
-
-def _file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise InputError(f"there is no file of weights {path}")
-    return path
-
-
-def translate_encoder(published: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:
-    """The transformer's weights, from RecBole's names and layout to :class:`SequenceEncoder`'s.
-
-    Raises:
-        KeyError: If one is missing.
-    """
-    ours = {"encoder.positions.weight": published["position_embedding.weight"]}
-    parts = ("weight", "bias")
-    for part in parts:
-        ours[f"encoder.norm.{part}"] = published[f"LayerNorm.{part}"]
-    for k in range(n_layers):
-        theirs, own = f"trm_encoder.layer.{k}", f"encoder.layers.layers.{k}"
-        names = {
-            "multi_head_attention.dense": "self_attn.out_proj",
-            "multi_head_attention.LayerNorm": "norm1",
-            "feed_forward.dense_1": "linear1",
-            "feed_forward.dense_2": "linear2",
-            "feed_forward.LayerNorm": "norm2",
-        }
-        for part in parts:
-            projections = [
-                published[f"{theirs}.multi_head_attention.{kind}.{part}"]
-                for kind in ("query", "key", "value")
-            ]
-            ours[f"{own}.self_attn.in_proj_{part}"] = torch.cat(projections)
-            for name, translated in names.items():
-                ours[f"{own}.{translated}.{part}"] = published[f"{theirs}.{name}.{part}"]
-    return ours
 
 
 def _shift(episode: Episode, first: int) -> Episode:
