@@ -422,3 +422,14 @@ def test_can_be_named_in_yaml(name, make):
     if name in FROM_TITLES:
         assert made.sources == ("data/ml-1m", "data/games")
         assert made.dim == 30
+
+
+def test_a_blend_of_any_parts_can_be_named_in_yaml():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--method", type=Recommender)
+    knn = {"class_path": "rpp.baselines.neighbours.ItemKNN", "init_args": {"lengths": [5, 0]}}
+    parts = [{"class_path": "rpp.baselines.popularity.Popularity"}, knn]
+    given = {"class_path": "rpp.baselines.blend.Blend", "init_args": {"recommenders": parts}}
+    made = parser.instantiate(parser.parse_object({"method": given})).method
+    assert made.name == "Pop + Item-kNN"
+    assert made.recommenders[1].lengths == (5, 0)
