@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from rpp.data import collaborative
+from rpp.data import collaborative, kept
 from rpp.data.collaborative import (
     VECTORS_FILE,
     CollaborativeVectors,
@@ -303,26 +303,26 @@ def spoil_header(folder):
 def forget_a_tensor(folder):
     about = {"train_fingerprint": "first", "settings": json.dumps(vars(SHORT), sort_keys=True)}
     path = folder / VECTORS_FILE
-    collaborative.save_file({"users": torch.zeros(N, 8)}, path, metadata=about)
+    kept.write(path, {"users": torch.zeros(N, 8)}, about)
     return SHORT
 
 
 def shrink(folder):
     about = {"train_fingerprint": "first", "settings": json.dumps(vars(SHORT), sort_keys=True)}
-    small = CollaborativeVectors(torch.zeros(N - 1, 8), torch.zeros(N, 8))
-    collaborative._write(folder / VECTORS_FILE, small, about)
+    small = {"users": torch.zeros(N - 1, 8), "items": torch.zeros(N, 8)}
+    kept.write(folder / VECTORS_FILE, small, about)
     return SHORT
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (change_fingerprint, "other train fingerprint: training again"),
-        (lambda _: LightGCNSettings(dim=8, n_epochs=3), "other settings: training again"),
-        (truncate, "is damaged: training again"),
-        (spoil_header, "is damaged: training again"),
-        (forget_a_tensor, "is damaged: training again"),
-        (shrink, "other numbers of users or items: training again"),
+        (change_fingerprint, "other train fingerprint: making it again"),
+        (lambda _: LightGCNSettings(dim=8, n_epochs=3), "other settings: making it again"),
+        (truncate, "is damaged: making it again"),
+        (spoil_header, "is damaged: making it again"),
+        (forget_a_tensor, "is damaged: making it again"),
+        (shrink, "is damaged: making it again"),
     ],
 )
 def test_kept_vectors_that_do_not_fit_are_replaced(folder, trainings, caplog, change, reason):
@@ -358,7 +358,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(
     def refuse(*_):
         raise PermissionError(13, "no")
 
-    monkeypatch.setattr(collaborative, "FileLock", refuse)
+    monkeypatch.setattr(kept, "FileLock", refuse)
     with pytest.raises(InputError, match="cannot be written to"):
         load_or_train(folder, SHORT)
     assert not trainings

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from rpp.types import Episode, InputError, Ranking
 
 
 class PromptEncoder:
-    """A frozen BERT-type text encoder with mean pooling; encodings are kept in memory.
+    """A frozen BERT-type text encoder; encodings are kept in memory.
 
     Not a submodule of anything: its weights are in no checkpoint and no optimizer.
 
@@ -35,14 +35,20 @@ class PromptEncoder:
             ``bert-base-uncased`` (the paper's).
         max_tokens: Longer prompts are cut here; BERT reads no more than 512.
         n_kept: Encodings remembered.
+        pooling: ``mean`` of all tokens' outputs, or that of the first token, ``cls``.
     """
 
     def __init__(
-        self, model: str = "minilm-l6", max_tokens: int = 512, n_kept: int = 20_000
+        self,
+        model: str = "minilm-l6",
+        max_tokens: int = 512,
+        n_kept: int = 20_000,
+        pooling: Literal["mean", "cls"] = "mean",
     ) -> None:
         self.model = model
         self.max_tokens = max_tokens
         self.n_kept = n_kept
+        self.pooling = pooling
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     @cached_property
@@ -98,7 +104,9 @@ class PromptEncoder:
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.network.device)
-        hidden = self.network(**tokens).last_hidden_state
+        hidden: Tensor = self.network(**tokens).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0].cpu()
         mask = tokens["attention_mask"][..., None].to(hidden)
         means: Tensor = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
         return means

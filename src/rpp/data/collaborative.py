@@ -19,26 +19,20 @@ thread: ML-1M 15 ms, sparse tensor 187, ``edge_index`` 1537; Games 19, 62 and 39
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,9 +43,8 @@ from rpp.data.interactions import (
     load_training_pairs,
     scan_table,
 )
+from rpp.data.kept import load_or_make
 from rpp.types import InputError
-
-log = logging.getLogger(__name__)
 
 VECTORS_FILE = "collaborative.safetensors"
 """Name of the file in the prepared folder that keeps the trained vectors."""
@@ -322,23 +315,19 @@ def load_or_train(folder: Path, settings: LightGCNSettings | None = None) -> Col
         "train_fingerprint": str(fingerprint),
         "settings": json.dumps(asdict(settings), sort_keys=True),
     }
-    path = folder / VECTORS_FILE
     sizes = _n_rows(folder, USERS_FILE), _n_rows(folder, ITEMS_FILE)
-    if (kept := _read(path, about, sizes)) is not None:
-        return kept
-    try:
-        with FileLock(folder / f".{VECTORS_FILE}.lock"):
-            # another process may have trained while this one waited
-            if (kept := _read(path, about, sizes, quiet=True)) is not None:
-                return kept
-            vectors = train_lightgcn(*load_training_pairs(folder), *sizes, settings)
-            _write(path, vectors, about)
-    except PermissionError as error:
-        raise InputError(
-            f"{folder} cannot be written to, so its collaborative vectors cannot be kept: copy"
-            " the folder to a place that can"
-        ) from error
-    return vectors
+
+    def load(tensors: Mapping[str, Tensor]) -> CollaborativeVectors:
+        vectors = CollaborativeVectors(tensors["users"], tensors["items"])
+        if (len(vectors.users), len(vectors.items)) != sizes:
+            raise InputError("vectors of other numbers of users or items")
+        return vectors
+
+    def make() -> Mapping[str, Tensor]:
+        vectors = train_lightgcn(*load_training_pairs(folder), *sizes, settings)
+        return {"users": vectors.users, "items": vectors.items}
+
+    return load_or_make(folder / VECTORS_FILE, about, load, make)
 
 
 def _distinct_pairs(
@@ -441,35 +430,3 @@ def _one_thread() -> Iterator[None]:
 def _n_rows(folder: Path, name: str) -> int:
     """Number of rows of a prepared table."""
     return int(scan_table(folder, name).select(pl.len()).collect().item())
-
-
-def _read(
-    path: Path, about: dict[str, str], sizes: tuple[int, int], quiet: bool = False
-) -> CollaborativeVectors | None:
-    """Vectors of a kept file, or nothing, with a sentence, if it is damaged or out of date."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            vectors = CollaborativeVectors(file.get_tensor("users"), file.get_tensor("items"))
-        changed = [key for key, value in about.items() if found.get(key) != value]
-        if not changed and (len(vectors.users), len(vectors.items)) != sizes:
-            changed = ["numbers of users or items"]
-        if not changed:
-            return vectors
-        reason = f"was trained with other {' and '.join(changed).replace('_', ' ')}"
-    except (SafetensorError, OSError, InputError):
-        reason = "is damaged"
-    if not quiet:
-        log.warning("%s %s: training again", path, reason)
-    return None
-
-
-def _write(path: Path, vectors: CollaborativeVectors, about: dict[str, str]) -> None:
-    """Write the file beside its place, then put it there."""
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temp:
-        fresh = Path(temp) / path.name
-        save_file({"users": vectors.users, "items": vectors.items}, fresh, metadata=about)
-        fresh.chmod(0o644)  # safetensors writes for the owner alone; prepared data may be shared
-        os.replace(fresh, path)

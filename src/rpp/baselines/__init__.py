@@ -1,0 +1,1 @@
+"""The recommenders RPP is compared with that use no language model (paper, section 4.1)."""

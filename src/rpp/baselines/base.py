@@ -1,0 +1,235 @@
+"""What every recommender is: learned from training interactions, then a score per candidate.
+
+All of them see the episodes of the other methods: the same users, histories and candidates. What
+they learn from are the training interactions of *all* users; validation episodes may choose a
+setting; the target of a test episode is never asked for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from rpp.data.episodes import load_episodes
+from rpp.data.interactions import load_summary, load_titles, load_training_pairs, load_users
+from rpp.data.kept import load_or_make
+from rpp.metrics import ndcg, target_ranks
+from rpp.ranker import arbitrary_order
+from rpp.types import Episode, InputError, Ranking
+
+KEPT_FOLDER = "baselines"
+"""Subfolder of a prepared folder with what the recommenders keep."""
+
+Scorer = Callable[[Sequence[Episode]], Tensor]
+"""From ``B`` episodes to a score for each of their ``M`` candidates, shape ``(B, M)``."""
+
+Result = TypeVar("Result")
+Option = TypeVar("Option")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a recommender may learn from.
+
+    Attributes:
+        folder: The prepared folder.
+        users: User of each training interaction, ascending; shape ``(n_interactions,)``.
+        items: Item of each, a user's oldest first; shape ``(n_interactions,)``.
+        n_users: Number of users, with or without training interactions.
+        titles: Title of each item.
+        validation: Episodes that may choose a setting.
+        fingerprint: Of items, training interactions and validation episodes.
+    """
+
+    folder: Path
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    n_users: int
+    titles: tuple[str, ...]
+    validation: tuple[Episode, ...]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingData:
+        """Read a folder written by ``python -m data_prep``.
+
+        Raises:
+            InputError: If the folder is incomplete or holds no training interaction.
+        """
+        folder = Path(folder)
+        fingerprint = load_summary(folder).get("fingerprint")
+        if not fingerprint:
+            raise InputError(f"{folder} has no fingerprint of its data: prepare it again")
+        users, items = load_training_pairs(folder)
+        if not len(users):
+            raise InputError(f"{folder} has no training interactions: lower min_interactions")
+        return cls(
+            folder,
+            users,
+            items,
+            load_users(folder).height,
+            tuple(load_titles(folder)),
+            tuple(load_episodes(folder, "validation")),
+            str(fingerprint),
+        )
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, with or without training interactions."""
+        return len(self.titles)
+
+    @cached_property
+    def matrix(self) -> csr_array:
+        """Binary training matrix :math:`X`, shape ``(n_users, n_items)``, double precision."""
+        matrix = csr_array(
+            (np.ones(len(self.users)), (self.users, self.items)), (self.n_users, self.n_items)
+        )
+        matrix.data[:] = 1  # an interaction that stands twice in the file was added up
+        return matrix
+
+    def keep(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        make: Callable[[], Mapping[str, Tensor]],
+        load: Callable[[Mapping[str, Tensor]], Result],
+    ) -> Result:
+        """What is made of tensors kept in the folder for these data and settings.
+
+        Args:
+            name: Name of the file.
+            settings: All the tensors depend on besides the data.
+            make: Makes them where they are missing or belong to other data or settings.
+            load: From tensors to the result.
+
+        Raises:
+            InputError: If the folder cannot be written to.
+        """
+        about = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
+        folder = self.folder / KEPT_FOLDER
+        try:
+            folder.mkdir(exist_ok=True)
+        except PermissionError as error:
+            raise InputError(
+                f"{self.folder} cannot be written to, so {name} cannot be kept: copy the folder to"
+                " a place that can"
+            ) from error
+        return load_or_make(folder / f"{name}.safetensors", about, load, make)
+
+
+class Recommender(ABC):
+    """A method of the comparison; subclass it with a ``name`` and :meth:`learn`.
+
+    Scores do not depend on the order of the candidates nor on who else is scored.
+    """
+
+    name: str
+    """Short name in tables."""
+
+    _scorer: Scorer | None = None
+
+    @abstractmethod
+    def learn(self, data: TrainingData) -> Scorer:
+        """Learn from training interactions, or load what was learned before.
+
+        Returns:
+            The scoring function.
+
+        Raises:
+            InputError: If the data cannot be learned from.
+        """
+
+    def fit(self, folder: Path) -> None:
+        """Learn from a folder written by ``python -m data_prep``; what takes long is kept in it.
+
+        Raises:
+            InputError: If the folder is incomplete, cannot be written to or learned from.
+        """
+        with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
+            self._scorer = self.learn(TrainingData.read(folder))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, which what was learned depends on."""
+        return {name: value for name, value in vars(self).items() if name != "_scorer"}
+
+    def score(self, episodes: Sequence[Episode]) -> Tensor:
+        """Score every candidate; larger is better.
+
+        Args:
+            episodes: ``B`` users of the data set that was fitted; targets are not looked at.
+
+        Returns:
+            Shape ``(B, M)``, double precision.
+
+        Raises:
+            RuntimeError: If nothing has been fitted.
+            ValueError: If there are no episodes, a score is not finite, or users have different
+                numbers of candidates.
+        """
+        if self._scorer is None:
+            raise RuntimeError(f"{self.name} was asked for scores before fit")
+        if not episodes:
+            raise ValueError(f"{self.name} was given no episodes to score")
+        scores = self._scorer(episodes).double()
+        if not scores.isfinite().all():
+            raise ValueError(f"{self.name} gave scores that are not finite")
+        return scores
+
+
+def candidate_items(episodes: Sequence[Episode]) -> Tensor:
+    """Items of the candidates in the order shown, shape ``(B, M)``.
+
+    Raises:
+        ValueError: If users have different numbers of candidates.
+    """
+    return torch.tensor([[item.index for item in episode.candidates] for episode in episodes])
+
+
+def past_items(episode: Episode, n_history: int = 0) -> list[int]:
+    """The last ``n_history`` items of a user's history, oldest first; 0 means all of it."""
+    return [item.index for item in episode.history[-n_history:]]
+
+
+def rank(scores: Tensor, episodes: Sequence[Episode], seed: int = 0) -> list[Ranking]:
+    """Candidates by score; ties in a seeded order that knows neither target nor display.
+
+    Args:
+        scores: Shape ``(B, M)``; larger is better.
+        episodes: ``B`` users; their targets are not looked at.
+        seed: Of the order among equal scores.
+    """
+    rankings = []
+    for row, episode in zip(scores.tolist(), episodes, strict=True):
+        order = sorted(arbitrary_order(episode, seed), key=lambda k: -row[k])
+        rankings.append(Ranking(tuple(order), len(order), "valid"))
+    return rankings
+
+
+def choose(
+    options: Iterable[Option], scorer: Callable[[Option], Scorer], episodes: Sequence[Episode]
+) -> Option:
+    """The option with the highest mean NDCG@10 on validation users, the first of equals.
+
+    Args:
+        options: What to choose from.
+        scorer: From an option to a scoring function.
+        episodes: Validation users.
+    """
+    return max(options, key=lambda option: validation_ndcg(scorer(option), episodes))
+
+
+def validation_ndcg(scorer: Scorer, episodes: Sequence[Episode]) -> float:
+    """Mean NDCG@10 of episodes whose targets may be known."""
+    ranks = target_ranks(rank(scorer(episodes), episodes), episodes)
+    return float(ndcg(ranks, 10).mean())

@@ -1,0 +1,147 @@
+"""Matrix factorisation: BPR-MF, and LightGCN as it is trained for the state of RPP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import torch
+from implicit.cpu.bpr import BayesianPersonalizedRanking
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from rpp.baselines.base import (
+    Recommender,
+    Scorer,
+    TrainingData,
+    candidate_items,
+    validation_ndcg,
+)
+from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
+from rpp.types import Episode, InputError
+
+
+def dot_scorer(vectors: CollaborativeVectors) -> Scorer:
+    """Scores as dot products of user and item vectors.
+
+    A user without a vector is represented by the items in their history.
+    """
+
+    def score(episodes: Sequence[Episode]) -> Tensor:
+        histories = [[item.index for item in episode.history] for episode in episodes]
+        users = vectors.for_users([episode.user for episode in episodes], histories).double()
+        items = vectors.items[candidate_items(episodes)].double()  # (B, M, dim)
+        return (items * users[:, None]).sum(dim=-1)
+
+    return score
+
+
+class BPRMF(Recommender):
+    r"""BPR-MF: dot products of user and item vectors, trained on pairs (Rendle et al., 2009).
+
+    .. math:: -\ln \sigma(\mathbf{u}^\top \mathbf{i} - \mathbf{u}^\top \mathbf{j})
+
+    Stochastic gradient descent by the library ``implicit``, on one thread, so that it repeats
+    itself. Learning rate and number of epochs are those with the best validation NDCG@10. Items
+    have a bias.
+
+    Args:
+        dim: Width of the vectors.
+        learning_rates: Step sizes to choose from (of plain gradient descent, not Adam).
+        regularisation: Weight of the squared lengths.
+        max_epochs: Passes over the training interactions.
+        check_every: Epochs between two looks at the validation users.
+        patience: Looks without gain before training ends.
+        seed: Of initial vectors and negatives.
+    """
+
+    name = "BPR-MF"
+
+    def __init__(
+        self,
+        dim: int = 64,
+        learning_rates: tuple[float, ...] = (0.1, 0.03),
+        regularisation: float = 0.01,
+        max_epochs: int = 150,
+        check_every: int = 5,
+        patience: int = 5,
+        seed: int = 0,
+    ) -> None:
+        if not learning_rates or min(dim, max_epochs, check_every, patience) < 1:
+            raise InputError(
+                "BPR-MF needs a learning rate and dim, max_epochs, check_every, patience above 0"
+            )
+        self.dim = dim
+        self.learning_rates = learning_rates
+        self.regularisation = regularisation
+        self.max_epochs = max_epochs
+        self.check_every = check_every
+        self.patience = patience
+        self.seed = seed
+
+    def learn(self, data: TrainingData) -> Scorer:
+        """Train with every learning rate, keep the best."""
+
+        def make() -> Mapping[str, Tensor]:
+            runs = [self._train(data, rate) for rate in self.learning_rates]
+            vectors = max(runs, key=lambda run: run[0])[1]
+            return {"users": vectors.users, "items": vectors.items}
+
+        return data.keep(
+            "bpr-mf",
+            self.arguments,
+            make,
+            lambda kept: dot_scorer(CollaborativeVectors(kept["users"], kept["items"])),
+        )
+
+    def _train(self, data: TrainingData, rate: float) -> tuple[float, CollaborativeVectors]:
+        """Best validation NDCG@10 of one run and the vectors that reached it."""
+        best = -1.0, CollaborativeVectors(torch.zeros(0, 1), torch.zeros(0, 1))
+        best_epoch = 0
+        model = BayesianPersonalizedRanking(
+            factors=self.dim,
+            learning_rate=rate,
+            regularization=self.regularisation,
+            iterations=self.max_epochs,
+            num_threads=1,
+            random_state=self.seed,
+        )
+
+        def look(epoch: int, *_: float) -> None:
+            nonlocal best, best_epoch
+            if (epoch + 1) % self.check_every and epoch + 1 < self.max_epochs:
+                return
+            vectors = CollaborativeVectors(
+                torch.from_numpy(model.user_factors.copy()),
+                torch.from_numpy(model.item_factors.copy()),
+            )
+            value = validation_ndcg(dot_scorer(vectors), data.validation)
+            if value > best[0]:
+                best, best_epoch = (value, vectors), epoch
+            elif epoch - best_epoch >= self.check_every * self.patience:
+                raise _EnoughError
+
+        with suppress(_EnoughError):
+            model.fit(csr_matrix(data.matrix), callback=look)
+        return best
+
+
+class _EnoughError(Exception):
+    """Ends a run of the library, which has no other way to stop early."""
+
+
+class LightGCN(Recommender):
+    """LightGCN: dot products of the vectors that are RPP's first state as well.
+
+    Args:
+        settings: How they are trained; give those of the data module to share its file.
+    """
+
+    name = "LightGCN"
+
+    def __init__(self, settings: LightGCNSettings = LightGCNSettings()) -> None:  # noqa: B008 (frozen)
+        self.settings = settings
+
+    def learn(self, data: TrainingData) -> Scorer:
+        """Load or train the vectors."""
+        return dot_scorer(load_or_train(data.folder, self.settings))

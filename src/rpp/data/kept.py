@@ -1,0 +1,90 @@
+"""Tensors made once and kept: written as a whole or not at all, used again only where they fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rpp.types import InputError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+def load_or_make(
+    path: Path,
+    about: Mapping[str, str],
+    load: Callable[[Mapping[str, Tensor]], Result],
+    make: Callable[[], Mapping[str, Tensor]],
+) -> Result:
+    """What is made of the tensors kept in a file, which are made first if need be.
+
+    Args:
+        path: The safetensors file, in a folder that exists.
+        about: What the tensors depend on, in words that may stand in a sentence; kept with them.
+            A file that says otherwise is replaced.
+        load: From tensors to the result; a ``KeyError`` or an ``InputError`` means that they do
+            not fit, and a file they came from is replaced.
+        make: Makes the tensors; one process at a time.
+
+    Raises:
+        InputError: If the folder cannot be written to, or what was made does not fit.
+    """
+    if (kept := _read(path, about, load)) is not None:
+        return kept
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            # another process may have made them while this one waited
+            if (kept := _read(path, about, load, quiet=True)) is not None:
+                return kept
+            tensors = make()
+            result = load(tensors)
+            write(path, tensors, about)
+    except PermissionError as error:
+        raise InputError(
+            f"{path.parent} cannot be written to, so {path.name} cannot be kept: copy the folder"
+            " to a place that can"
+        ) from error
+    return result
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write the file beside its place, then put it there."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temp:
+        fresh = Path(temp) / path.name
+        save_file(dict(tensors), fresh, metadata=dict(about))
+        fresh.chmod(0o644)  # safetensors writes for the owner alone; prepared data may be shared
+        os.replace(fresh, path)
+
+
+def _read(
+    path: Path,
+    about: Mapping[str, str],
+    load: Callable[[Mapping[str, Tensor]], Result],
+    quiet: bool = False,
+) -> Result | None:
+    """The result of a kept file, or nothing, with a sentence, if it is damaged or out of date."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+            changed = [key for key, value in about.items() if found.get(key) != value]
+            if not changed:
+                return load({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        reason = f"was made with other {' and '.join(changed).replace('_', ' ')}"
+    except (SafetensorError, OSError, InputError, KeyError):
+        reason = "is damaged"
+    if not quiet:
+        log.warning("%s %s: making it again", path, reason)
+    return None
