@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import httpx2
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -105,7 +106,7 @@ def throughput(console: Console, n: int, repeats: int) -> None:
 def faults(console: Console, n: int) -> None:
     """Table of what becomes of prompts through a server that fails in every usual way."""
     table = Table(
-        "prompts", "answered", "lost", "asked again", "requests", "seconds", "memory held"
+        "prompts", "answered", "lost", "asked again", "requests", "s", "Python holds", "RSS"
     )
     with TemporaryDirectory() as folder, running(Stub(0.02, fault_share=0.1)) as stub:
         model = OpenAILanguageModel("m", stub.url, concurrency=16, timeout=1.0, max_retries=12)
@@ -120,7 +121,11 @@ def faults(console: Console, n: int) -> None:
             right = sum(map(eq, replies, (prompt[::-1] for prompt in prompts)))
             del replies, prompts
             held = tracemalloc.get_traced_memory()[0]
-            rows.append([n, right, n - right, "", "", f"{seconds:.0f}", f"{held / 1e6:.2f} MB"])
+            rss = psutil.Process().memory_info().rss
+            rows.append(
+                [n, right, n - right, "", "", f"{seconds:.0f}"]
+                + [f"{n_bytes / 1e6:.2f} MB" for n_bytes in (held, rss)]
+            )
         llm.close()
     met = stub.counts
     rows[-1][3:5] = met["asked again"], sum(met.get(fault, 0) for fault in (*FAULTS, "none"))

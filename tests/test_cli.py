@@ -265,6 +265,19 @@ def test_a_spent_budget_ends_in_one_sentence_and_nothing_is_paid_twice(here, ser
     assert not server.asked_again.total()
 
 
+def test_without_a_key_nothing_is_asked_and_further_fields_are_sent(
+    here, server, monkeypatch, capsys
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(SystemExit):
+        run(command("fit", "--config", "conf/llm/chatgpt.yaml"))
+    assert "error: the environment variable OPENAI_API_KEY is not set" in capsys.readouterr().err
+    fields = ("--environment.llm.extra", '{"cache_prompt": false, "kwargs": {"deep": 1}}')
+    main(command("fit", *api(server, *fields), "--trainer.fast_dev_run", "true"))
+    assert server.seen[0]["cache_prompt"] is False
+    assert server.seen[0]["kwargs"] == {"deep": 1}
+
+
 def test_a_refused_key_ends_in_one_sentence(here, server, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server.shares = {"401": 1.0}
