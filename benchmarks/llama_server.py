@@ -28,7 +28,7 @@ def start(n_parallel: int = 1, n_threads: int = 1) -> Any:
 
     Its replies repeat themselves with one place and without the prompt cache alone.
     """
-    import xllamacpp  # type: ignore[import-untyped]  # optional, without types
+    import xllamacpp
 
     settings = xllamacpp.CommonParams()
     settings.model.path = str(gguf())
