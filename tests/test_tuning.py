@@ -282,6 +282,12 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     titles = [[f" {item.title}" for item in episode.candidates] for episode in episodes]
     prompts = [f"Seen:\n1. {episode.history[-1].title}" for episode in episodes]
     assert tuned.score(prompts, titles) != plain.score(prompts, titles)
+    going_on = loaded(adapter(start=str(folder), rank=2))  # the rank is that of the start
+    assert {p.shape[0] for n, p in going_on.network.named_parameters() if "lora_A" in n} == {8}
+    theirs, ours = tuned.score(prompts, titles), going_on.llm.score(prompts, titles)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, abs=0.01)
+    assert any(p.requires_grad for p in going_on.network.parameters())
 
 
 @pytest.fixture
@@ -320,8 +326,8 @@ def here(tmp_path, monkeypatch, custom_csv, wide_llm_folder):
 )
 def test_every_configuration_runs_and_its_checkpoint_is_small(here, name):
     main(["fit", "--config", f"conf/llm_tuning/{name}.yaml", "--config", "small.yaml"])
-    assert (here / "checkpoints/small/adapter_model.safetensors").is_file()
-    assert (here / "checkpoints/small/tuning.json").is_file()
+    assert (here / "checkpoints/adapters/small/adapter_model.safetensors").is_file()
+    assert (here / "checkpoints/adapters/small/tuning.json").is_file()
     checkpoint = torch.load(here / "checkpoints/small/last.ckpt", weights_only=True)
     assert all("lora_" in key for key in checkpoint["state_dict"])
     main(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import CatMetric
@@ -46,6 +46,8 @@ class RankingAdapter(LightningModule):
     Args:
         llm: The model to tune, with its template, precision and quantisation (``4bit``: QLoRA).
         adapter_dir: Where the best adapter is kept, in peft's format.
+        start: Folder of an adapter to go on from, its rank and layers included; packed histories
+            first and rankings after, for example.
         patterns: YAML file with the sentences of each pattern, for validation.
         decoding: How validation ranks.
         show_candidates: Whether validation prompts list the candidates.
@@ -69,6 +71,7 @@ class RankingAdapter(LightningModule):
         self,
         llm: HuggingFaceLanguageModel,
         adapter_dir: str,
+        start: str | None = None,
         patterns: str = "conf/patterns/movies.yaml",
         decoding: Decoding = "likelihood",
         show_candidates: bool = False,
@@ -89,6 +92,7 @@ class RankingAdapter(LightningModule):
         self.strict_loading = False  # a checkpoint holds the adapter alone
         self.llm = llm
         self.adapter_dir = Path(adapter_dir)
+        self.start = start
         self.patterns = load_patterns(patterns)
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
@@ -120,7 +124,12 @@ class RankingAdapter(LightningModule):
         if self.n_layers:
             depth = base.config.num_hidden_layers
             self.lora.layers_to_transform = list(range(max(0, depth - self.n_layers), depth))
-        self.network = get_peft_model(base, self.lora).train()
+        self.network: PeftModel = (
+            get_peft_model(base, self.lora)
+            if self.start is None
+            else PeftModel.from_pretrained(base, self.start, is_trainable=True)
+        )
+        self.network.train()
         # the name a user can load it by, not the folder of this machine
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
