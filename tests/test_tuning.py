@@ -269,7 +269,9 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     folder = tmp_path / "adapter"
     about = json.loads((folder / "tuning.json").read_text())
     best = max(point["ndcg@10"] for point in about["curve"])
-    assert about["validation_ndcg@10"]["mean"] == pytest.approx(best)
+    assert about["validation"]["ndcg@10"]["mean"] == pytest.approx(best)
+    assert about["n_sequences"] in (32, 64)  # batches of 8, 4 an epoch
+    assert f"{about['n_sequences']} sequences" in (folder / "README.md").read_text()
     assert (about["data"], about["seed"]) == ("custom", 0)
     weights = load_file(folder / "adapter_model.safetensors")
     assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}

@@ -39,6 +39,18 @@ from rpp.types import Episode
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear maps of a Llama layer."""
 
+CARD = """# LoRA adapter of {base_model}, tuned on {data}
+
+Made by `rpp.tuning`: packed histories or ranking instructions from the training interactions of
+{n_users} users; nobody who validates or tests the policy, and no one's last two interactions.
+{n_sequences} sequences, {steps} steps, data seed {seed}. `tuning.json` beside this file has the
+scores on validation interactions and how they rose.
+
+The adapter is licensed like the code of this project. What it was tuned on is not: MovieLens, for
+one, may be used for research only, and so may what is derived from it.
+"""
+"""What lies beside an adapter's weights, in words."""
+
 
 class RankingAdapter(LightningModule):
     """Tunes a causal language model on ranking instructions; its own weights stay frozen.
@@ -260,17 +272,23 @@ class RankingAdapter(LightningModule):
             if "lora_" in name
         }
         self.network.save_pretrained(str(self.adapter_dir), state_dict=state)
-        interval = mean_interval(METRICS["ndcg@10"](ranks))
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         about = {
             "base_model": self.llm.model_name,
+            "started_from": self.start,
+            "data": data.summary["settings"]["name"],
+            "prepared_data": data.summary["fingerprint"],
+            "n_users": len(data.sequences),
+            "seed": data.settings.seed,
             "n_sequences": self.n_sequences,
             "steps": self.trainer.global_step,
-            "seed": self.trainer.datamodule.settings.seed,  # type: ignore[attr-defined]
-            "data": self.trainer.datamodule.summary["settings"]["name"],  # type: ignore[attr-defined]
-            "validation_ndcg@10": interval._asdict(),
+            "validation": {
+                name: mean_interval(metric(ranks))._asdict() for name, metric in METRICS.items()
+            },
             "curve": self.curve,
         }
         (self.adapter_dir / "tuning.json").write_text(json.dumps(about, indent=2) + "\n")
+        (self.adapter_dir / "README.md").write_text(CARD.format(**about), encoding="utf-8")
 
     # -- checkpoints -------------------------------------------------------------------------
 
