@@ -106,7 +106,7 @@ def throughput(console: Console, n: int, repeats: int) -> None:
 def faults(console: Console, n: int) -> None:
     """Table of what becomes of prompts through a server that fails in every usual way."""
     table = Table(
-        "prompts", "answered", "lost", "asked again", "requests", "s", "Python holds", "RSS"
+        "prompts", "answered", "lost", "asked again", "requests", "s", "held, MB", "RSS, MB"
     )
     with TemporaryDirectory() as folder, running(Stub(0.02, fault_share=0.1)) as stub:
         model = OpenAILanguageModel("m", stub.url, concurrency=16, timeout=1.0, max_retries=12)
@@ -124,7 +124,7 @@ def faults(console: Console, n: int) -> None:
             rss = psutil.Process().memory_info().rss
             rows.append(
                 [n, right, n - right, "", "", f"{seconds:.0f}"]
-                + [f"{n_bytes / 1e6:.2f} MB" for n_bytes in (held, rss)]
+                + [f"{n_bytes / 1e6:.2f}" for n_bytes in (held, rss)]
             )
         llm.close()
     met = stub.counts

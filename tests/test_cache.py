@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 
@@ -110,6 +111,23 @@ def test_an_error_costs_its_own_chunk_only():
     assert len(llm.cache) == 2 * CHUNK
     assert llm.generate(prompts) == [f"reply to {p}" for p in prompts]
     assert max(llm.model.asked.values()) == 1
+
+
+def test_a_model_that_waits_for_somebody_else_is_asked_by_threads():
+    """All its author writes beside ``generate`` is how many may be under way."""
+    together = threading.Barrier(3, timeout=10)
+
+    class Waiting(Recorder):
+        concurrency = 3
+
+        def generate(self, prompts):
+            together.wait()  # passes only when three threads are here
+            return super().generate(prompts)
+
+    llm = CachedLanguageModel(Waiting(), ReplyCache(None))
+    prompts = [f"{k}" for k in range(9)]
+    assert llm.generate(prompts) == [f"reply to {p}" for p in prompts]
+    assert sorted(llm.model.batches) == [[p] for p in prompts]
 
 
 def test_other_errors_are_not_swallowed():

@@ -180,11 +180,12 @@ class ChatClient:
             except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as bad:
                 problem = f"an answer that cannot be read ({type(bad).__name__})"
                 continue
+            used = answer.usage
             with self._counting:
                 self._n_lost = 0
-                used = answer.usage  # some servers do not count: four signs a token, then
-                self.usage.prompt_tokens += used.prompt_tokens if used else len(prompt) // 4 + 1
-                self.usage.reply_tokens += used.completion_tokens if used else len(text or "") // 4
+                # some servers do not count: about four letters a token, then
+                self.usage.prompt_tokens += (used and used.prompt_tokens) or len(prompt) // 4 + 1
+                self.usage.reply_tokens += (used and used.completion_tokens) or len(text or "") // 4
             if text or choice.logprobs is not None:
                 return choice
             problem = f"an empty reply (finish reason {choice.finish_reason!r})"
