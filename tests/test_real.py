@@ -17,6 +17,8 @@ def real(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
     (tmp_path / "conf").symlink_to(ROOT / "conf")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/adapters").symlink_to(ROOT / "checkpoints/adapters")
     return tmp_path
 
 
