@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -382,3 +383,111 @@ def test_the_language_model_is_in_no_checkpoint(here, tiny_llm_folder):
     assert all(
         name.startswith(("agents.", "states.", "inference_steps", "static_")) for name in names
     )
+
+
+# Overlays of the paper
+
+
+def test_rpp_plus_overlay(here, capsys):
+    """Sentences are sent refined in every row, both texts are told, and the checkpoint has them."""
+    plus = ("--config", "conf/rpp_plus.yaml", "--environment.llm.reply", "List and rank them.")
+    main(command("fit", *plus, "--trainer.max_epochs", "1"))
+    main(command("test", *plus))
+    assert "RPP+: 7 sentences are sent refined, 10 as they were" in capsys.readouterr().out
+    record = json.loads((here / "results/custom-plus/results.json").read_text())
+    sent = {each["sentence"]: each["sent"] for each in record["refinements"]}
+    assert len(sent) == 3 + 9 + 5
+    role = "You know the world of film as well as a seasoned critic."
+    assert sent[role] == "List and rank them."  # no placeholder to lose
+    reasons = [each["reason"] for each in record["refinements"]]
+    assert reasons.count("its placeholders are not those of the original") == 9
+    assert reasons.count("it does not ask for the form that can be read") == 1  # no example
+    assert record["trained_with"]["refiner"] == "scripted draw 0"
+    told = files_with(here / "logs/custom-plus", "its placeholders are not those of the original")
+    assert any("events" in path.name for path in told)
+    main(command("predict", *plus))
+    lines = (here / "results/custom-plus/predictions.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        assert sent[row["chosen"]["role"]] == row["sentences"]["role"]
+        assert row["prompt"].startswith("List and rank them.")
+
+
+def test_a_refiner_of_its_own(here):
+    options = ("--environment.refiner", "rpp.llms.base.ScriptedLanguageModel")
+    options += ("--environment.refiner.name", "other", "--environment.refiner.reply", "Rank.")
+    main(command("fit", *options, "--trainer.max_epochs", "1"))
+    checkpoint = torch.load(here / "checkpoints/ml-100k/last.ckpt", weights_only=True)
+    assert checkpoint["trained_with"]["refiner"] == "other draw 0"
+    assert set(checkpoint["refinements"].values()) == {"Rank."}
+
+
+@pytest.mark.parametrize("learn", [None, "[profile]"])
+def test_profile_overlay(here, learn):
+    """Made-up users have profiles: those of each stand in their own prompts and no one else's."""
+    options = ["--config", "conf/profile.yaml"] + (["--model.learn", learn] if learn else [])
+    main(command("fit", *options, "--trainer.max_epochs", "1"))
+    main(command("test", *options))
+    main(command("predict", *options))
+    lines = (here / "results/custom-profile/predictions.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        number = int(row["user"].removeprefix("u"))
+        said = row["sentences"]["profile"]
+        assert not said or said in row["prompt"].split("\n")
+        for told in re.findall(r"(gender|age|occupation): ([^.]+)\.", said):
+            own = {"age": f"{20 + number % 50}", "occupation": f"worker {number % 5}"}
+            assert told[1] == own.get(told[0], "FM"[number % 2])
+    names = weights(here / "checkpoints/custom-profile/last.ckpt")
+    n_agents = len({name.split(".")[2] for name in names if name.startswith("agents.actors.")})
+    assert n_agents == (1 if learn else 5)
+    with pytest.raises(InputError, match="another patterns"):
+        main(command("test", *options, "--model.learn", "[role, profile]"))
+
+
+def test_a_profile_overlay_without_profiles_ends_in_one_sentence(here, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(command("fit", "--config", "conf/profile.yaml", "--data.custom.profiles", "null"))
+    assert stop.value.code == 2
+    assert "the data set 'custom' knows no user's age" in capsys.readouterr().err
+
+
+TABLE = [
+    (d, m)
+    for d in ("ml-1m", "games", "lastfm")
+    for m in ("llama2-7b-chat", "chatgpt", "alpaca-lora")
+]
+
+
+@pytest.mark.parametrize(("data", "llm"), TABLE)
+def test_every_cell_of_the_papers_tables(
+    here, tiny_llm_folder, tiny_bert_folder, server, data, llm
+):
+    """The command of conf/paper/setup.yaml on raw files, with tiny models in the weights' place."""
+    RAW[data](here / "raw")
+    model = "m" if llm == "chatgpt" else str(tiny_llm_folder)
+    small = {
+        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder)}},
+        "data": {"init_args": {"raw_dir": "raw", "min_interactions": 0, "n_train_users": 12,
+                               "n_validation_users": 4, "n_test_users": 4,
+                               "lightgcn": {"n_epochs": 1, "dim": 8}}},
+        "environment": {"llm": {"init_args": {"model": model, "max_new_tokens": 4}},
+                        "cache_dir": None},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    }  # fmt: skip
+    if llm == "chatgpt":
+        small["environment"]["llm"]["init_args"]["base_url"] = server.url
+    else:
+        small["environment"]["llm"]["init_args"] |= {"revision": None, "quantization": None}
+    (here / "small.yaml").write_text(yaml.safe_dump(small))
+    names = ["rpp", f"data/{data}", f"llm/{llm}", "paper/setup", "paper/rpp_plus"]
+    plus = (data, llm) in TABLE[::4]
+    options = [word for name in names[: 4 + plus] for word in ("--config", f"conf/{name}.yaml")]
+    options += ["--config", "small.yaml", "--seed_everything", "3", "--trainer.max_epochs", "1"]
+    made = main(["fit", *options])
+    assert (made.model.n_steps, made.model.policy_seed, made.datamodule.batch_size) == (15, 3, 200)
+    run_name = f"paper/{data}/{model}/{'rpp_plus' if plus else 'rpp'}/3"
+    checkpoint = torch.load(f"checkpoints/{run_name}/last.ckpt", weights_only=True)
+    assert ("refiner" in checkpoint["trained_with"]) == plus
+    main(["test", *options])
+    record = json.loads((here / f"results/{run_name}/results.json").read_text())
+    assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}
+    assert record["decoding"] == "generate"

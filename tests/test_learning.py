@@ -10,10 +10,10 @@ import torch
 from pipeline import MadeUpUsers, environment, module, trainer
 
 from rpp.llms.controls import answers_at_random, shown_candidates
-from rpp.prompts.patterns import PATTERNS, load_patterns
+from rpp.prompts.patterns import load_patterns
 
 SENTENCES = load_patterns("conf/patterns/movies.yaml")
-REASONING = PATTERNS.index("reasoning")
+REASONING = SENTENCES.names.index("reasoning")
 
 
 def planted(users, best_of):
@@ -85,5 +85,5 @@ def test_values_of_a_long_episode_stay_within_what_can_be_earned(tmp_path):
     model = module(n_steps=4)
     run = trainer(tmp_path, environment(answers_at_random), max_epochs=5, limit_val_batches=0)
     run.fit(model, users)
-    for pattern in PATTERNS:
+    for pattern in SENTENCES.names:
         assert float(run.callback_metrics[f"loss/critic_{pattern}"]) < 1

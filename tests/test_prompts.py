@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rpp.prompts.compose import Display, compose, identifier
-from rpp.prompts.patterns import PATTERNS, FormatSentence, HistoryPattern, Patterns, load_patterns
+from rpp.prompts.options import FormatSentence, HistoryPattern
+from rpp.prompts.patterns import Patterns, load_patterns
 from rpp.prompts.static import draw_static_prompts
 from rpp.types import InputError
 
@@ -45,7 +46,9 @@ def patterns(tmp_path) -> Patterns:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_patterns(path):
     patterns = load_patterns(path)
-    assert patterns.n_actions == (3, 3, 9, 5)
+    with_profile = path.stem == "movies_profile"
+    assert patterns.n_actions == ((3, 3, 9, 5, 8) if with_profile else (3, 3, 9, 5))
+    assert patterns.manual is not None
     assert (patterns.history.start, patterns.history.increments) == (1, (0, 1, 2))
     for name in ("role", "reasoning", "format"):
         for answer in ("titles", "identifiers"):
@@ -225,13 +228,14 @@ def test_prompt_does_not_know_the_target(patterns, tiny_episodes):
 @pytest.mark.parametrize("answer", ["titles", "identifiers"])
 def test_changing_one_action_changes_the_prompt(name, answer, tiny_episodes):
     patterns = load_patterns(FOLDER / f"{name}.yaml")
-    episode = tiny_episodes[5]
+    profile = {"gender": "female", "age": "25-34", "occupation": "writer"}
+    episode = replace(tiny_episodes[5], profile=profile)
     texts = set()
     for agent, n in enumerate(patterns.n_actions):
         for action in range(n):
-            actions = [0, 0, 0, 0]
+            actions = [0] * len(patterns.names)
             actions[agent] = action
-            length = patterns.history.next_length(1, actions[PATTERNS.index("history")])
+            length = patterns.history.next_length(1, patterns.chosen(actions)["history"])
             (prompt,) = compose([episode], patterns, [actions], [length], Display(answer=answer))
             texts.add(prompt.text)
             assert "{" not in prompt.text

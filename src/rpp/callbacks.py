@@ -23,10 +23,11 @@ from torch import Tensor
 from rpp import charts
 from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
+from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
 from rpp.prompts.compose import Layout
-from rpp.prompts.patterns import PATTERNS
+from rpp.prompts.refine import Refiner, table
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.types import InputError
 
@@ -61,6 +62,11 @@ class RewardEnvironment(Callback):
         max_calls: Calls to the language model after which the run stops, with a checkpoint or
             the table so far; answers from the cache are free.
         seed: Of the order in which candidates that a reply leaves out are appended.
+        refiner: RPP+: the language model that rewrites every sentence the agents can choose, once.
+            ``same`` is the ranker's own, whose weights are not loaded twice; the calls of another
+            one, as many as there are sentences at most, do not count for ``max_calls``. ``null``
+            is RPP: sentences stay as they are.
+        refine_draw: Another number lets the refiner find other words.
     """
 
     def __init__(
@@ -75,6 +81,8 @@ class RewardEnvironment(Callback):
         memory_gb: float | None = None,
         max_calls: int | None = None,
         seed: int = 0,
+        refiner: LanguageModel | Literal["same"] | None = None,
+        refine_draw: int = 0,
     ) -> None:
         limits = {"cache_gb": cache_gb, "memory_gb": memory_gb, "max_calls": max_calls}
         for name, limit in limits.items():
@@ -90,6 +98,8 @@ class RewardEnvironment(Callback):
         self.memory_gb = memory_gb
         self.max_calls = max_calls
         self.seed = seed
+        self.refiner = refiner
+        self.refine_draw = refine_draw
         self.ranker: Ranker | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,8 +116,9 @@ class RewardEnvironment(Callback):
                     "no language model: set environment.llm.class_path, for example by --config"
                     " conf/llm/smollm2.yaml"
                 )
-            if isinstance(self.llm, HuggingFaceLanguageModel):
-                self.llm.place(trainer.strategy.root_device, self.memory_gb)
+            for llm in (self.llm, self.refiner):
+                if isinstance(llm, HuggingFaceLanguageModel):
+                    llm.place(trainer.strategy.root_device, self.memory_gb)
             folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
             if self.cache_dir == "auto":
                 folder = default_folder()
@@ -122,6 +133,21 @@ class RewardEnvironment(Callback):
                 max_calls=self.max_calls,
             )
         pl_module.ranker = self.ranker  # type: ignore[assignment]
+        if self.refiner is not None:
+            self._refine(pl_module, self.ranker)
+
+    def _refine(self, pl_module: Any, ranker: Ranker) -> None:
+        """Hand a refiner to the module; a model like the ranker's is the ranker's."""
+        if not hasattr(pl_module, "refiner"):
+            raise InputError(
+                f"{type(pl_module).__name__} chooses no sentences: set environment.refiner to null"
+            )
+        llm = ranker.llm
+        if isinstance(self.refiner, LanguageModel) and self.refiner.fingerprint != llm.fingerprint:
+            llm = CachedLanguageModel(self.refiner, llm.cache)
+        pl_module.refiner = Refiner(
+            llm, pl_module.patterns, ranker.display.answer, self.refine_draw
+        )
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what the fit may cost before it begins."""
@@ -152,6 +178,10 @@ class RewardEnvironment(Callback):
         if self.ranker is not None:
             for name, value in self.ranker.counters.as_dict().items():
                 pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
+        if self.refiner is not None:
+            for name, count in pl_module.refiner.counts.items():
+                value = float(count)
+                pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -173,6 +203,10 @@ class RewardEnvironment(Callback):
             self.ranker.llm.close()
             self.ranker = None
             pl_module.ranker = None  # type: ignore[assignment]
+        if self.refiner is not None:
+            if isinstance(self.refiner, LanguageModel):
+                self.refiner.close()
+            pl_module.refiner = None  # type: ignore[assignment]
 
 
 def budget(
@@ -205,7 +239,7 @@ def budget(
 
 
 class PromptLog(Callback):
-    """Writes to TensorBoard what the agents choose and what the language model answers.
+    """Writes to TensorBoard what the agents choose and what the language models answer.
 
     Args:
         n_samples: Prompts and replies shown after every epoch.
@@ -214,6 +248,13 @@ class PromptLog(Callback):
     def __init__(self, n_samples: int = 2) -> None:
         self.n_samples = n_samples
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Every sentence before and after refinement."""
+        board = _tensorboard(trainer)
+        if board is not None and pl_module.refiner is not None:
+            refinements = [*pl_module.refiner.refinements.values()]
+            board.add_text("refinements", table(refinements))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Action distribution per agent, sample prompts and replies."""
         board = _tensorboard(trainer)
@@ -221,7 +262,7 @@ class PromptLog(Callback):
             return
         epoch = trainer.current_epoch
         actions = torch.cat([turn.actions for turn in pl_module.steps])
-        for k, name in enumerate(PATTERNS):
+        for k, name in enumerate(pl_module.patterns.names):
             n_actions = pl_module.patterns.n_actions[k]
             shares = torch.bincount(actions[:, k], minlength=n_actions).double() / len(actions)
             for action, share in enumerate(shares.tolist()):
@@ -301,7 +342,14 @@ class ResultsTable(Callback):
                 f"NDCG@10, RPP - {name}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
                 highlight=False, markup=False,
             )  # fmt: skip
-        for line in _notes(counters, results, pl_module.replies):
+        lines = _notes(counters, results, pl_module.replies)
+        if pl_module.refiner is not None:
+            counts = pl_module.refiner.counts
+            lines.append(
+                f"RPP+: {counts['refined']} sentences are sent refined, {counts['kept']} as they"
+                " were; so in every row of the table."
+            )
+        for line in lines:
             Console().print(line, highlight=False, soft_wrap=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_csv(self.folder / "results.csv", table)
@@ -331,6 +379,7 @@ class ResultsTable(Callback):
             "language_model": pl_module.ranker.llm.fingerprint,
             "decoding": pl_module.ranker.decoding,
             "trained_with": pl_module.trained_with,
+            "refinements": _refinements(pl_module.refiner),
             "seeds": {
                 "data": pl_module.data_summary["settings"]["seed"],
                 "policy": pl_module.policy_seed,
@@ -422,6 +471,12 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
             " what was answered is kept."
         )
     return lines
+
+
+def _refinements(refiner: Refiner | None) -> list[dict[str, str]]:
+    if refiner is None:
+        return []
+    return [asdict(each) | {"sent": each.sent} for each in refiner.refinements.values()]
 
 
 def _write_csv(path: Path, table: dict[str, dict[str, Interval]]) -> None:

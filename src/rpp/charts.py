@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from rpp.metrics import Interval, chance
-from rpp.prompts.patterns import PATTERNS, Patterns
+from rpp.prompts.patterns import Patterns
 from rpp.types import InputError
 
 
@@ -28,15 +28,16 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         shown: Interactions shown to each user at the end.
         patterns: The options.
     """
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(PATTERNS))
-    for k, (axis, name) in enumerate(zip(axes, PATTERNS, strict=True)):
+    names = patterns.names
+    figure = Figure(figsize=(3 * len(names), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
         if name == "history":
             lengths, counts = torch.tensor(shown).unique(return_counts=True)
             labels = [f"{n} items" for n in lengths.tolist()]
         else:
             counts = torch.bincount(actions[:, k], minlength=patterns.n_actions[k])
-            labels = [f"{name} {n + 1}" if c else "" for n, c in enumerate(counts.tolist())]
+            labels = [_label(patterns, name, n) if c else "" for n, c in enumerate(counts.tolist())]
         axis.pie(
             counts.tolist(),
             labels=labels,
@@ -44,6 +45,10 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         )
         axis.set_title(f"{name}: users by option")
     return figure
+
+
+def _label(patterns: Patterns, name: str, action: int) -> str:
+    return patterns.describe(name, action) if name == "profile" else f"{name} {action + 1}"
 
 
 def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
@@ -107,7 +112,7 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.35), max(high, 0.75))  # no zooming into noise
         axis.legend(fontsize="small")
-    for name in PATTERNS:
+    for name in sorted(tag.removeprefix("entropy/") for tag in tags if tag.startswith("entropy/")):
         heights = values(f"entropy/{name}")
         entropy.plot(range(1, len(heights) + 1), heights, marker="o", label=name)
     entropy.set(

@@ -24,7 +24,8 @@ from rpp.agents.state import Observation, PromptEncoder, StateEncoder
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.metrics import METRICS, ndcg, target_ranks
 from rpp.prompts.compose import Prompt, compose
-from rpp.prompts.patterns import PATTERNS, load_patterns
+from rpp.prompts.patterns import load_patterns
+from rpp.prompts.refine import Refiner
 from rpp.prompts.static import StaticPrompt, draw_static_prompts
 from rpp.ranker import Ranker
 from rpp.types import SPLITS, Episode, InputError, Ranking, Split, final_scoring
@@ -65,6 +66,8 @@ class RPPModule(LightningModule):
             ``bert-base-uncased``.
         policy_seed: Of the agents' initial weights and their exploration.
         n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
+        learn: The patterns that are personalised, for example ``[reasoning]``; all others say what
+            the section ``manual`` of the patterns file says. ``null``: every pattern.
     """
 
     inference_steps: Tensor
@@ -87,11 +90,18 @@ class RPPModule(LightningModule):
         prompt_encoder: str = "minilm-l6",
         policy_seed: int = 0,
         n_static_prompts: int = 8,
+        learn: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.patterns_file = patterns
         self.patterns = load_patterns(patterns)
+        if learn is not None:
+            self.patterns = self.patterns.learning(learn)
+        if not self.patterns.names:
+            raise InputError(
+                f"there is nothing to choose: every pattern of {patterns} has a single option"
+            )
         self.n_candidates = n_candidates
         self.n_steps = n_steps
         self.discount = discount
@@ -106,8 +116,9 @@ class RPPModule(LightningModule):
         self.policy_seed = policy_seed
         self.n_static_prompts = n_static_prompts
         self.ranker: Ranker | None = None  # handed over by RewardEnvironment
+        self.refiner: Refiner | None = None  # likewise; None is RPP without the plus
         self.register_buffer("inference_steps", torch.tensor(n_steps))
-        self.register_buffer("static_actions", torch.full((len(PATTERNS),), -1))
+        self.register_buffer("static_actions", torch.full((len(self.patterns.names),), -1))
         self.register_buffer("static_length", torch.tensor(0))
         self.val_ranks: Any = torch.nn.ModuleList(
             CatMetric(nan_strategy="disable") for _ in range(n_steps)
@@ -123,7 +134,8 @@ class RPPModule(LightningModule):
         """Build agents and state encoder for the data set's vectors.
 
         Raises:
-            InputError: On several devices: results are not yet gathered from them.
+            InputError: On several devices: results are not yet gathered from them; if prompts
+                tell what the data set does not know of its users.
         """
         if self.trainer.world_size > 1:
             raise InputError(
@@ -135,6 +147,8 @@ class RPPModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
+        people = (episode.profile for split in SPLITS for episode in data.episodes(split))
+        self.patterns.check_profiles(people, str(self.data_summary["settings"]["name"]))
         device = self.trainer.strategy.root_device
         if device.type != "cpu":
             self.encoder.place(device)
@@ -203,7 +217,7 @@ class RPPModule(LightningModule):
         for optimizer in optimizers:
             self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
             optimizer.step()
-        for k, name in enumerate(PATTERNS):
+        for k, name in enumerate(self.patterns.names):
             self.log(f"loss/actor_{name}", actor[k], on_step=False, on_epoch=True, batch_size=1)
             self.log(f"loss/critic_{name}", critic[k], on_step=False, on_epoch=True, batch_size=1)
             self.log(
@@ -289,14 +303,15 @@ class RPPModule(LightningModule):
     def n_calls(self, stage: Literal["fit", "test"]) -> int | None:
         """Largest number of calls to the language model; ``None`` without ``max_epochs``."""
         n_users = {split: len(self._episodes(split)) for split in SPLITS}
+        n_sentences = 0 if self.refiner is None else len(self.refiner.patterns_of)
         if stage == "test":  # greedy and sampled play all steps, the other two rows ask once
-            return n_users["test"] * (2 * int(self.inference_steps) + 2)
+            return n_sentences + n_users["test"] * (2 * int(self.inference_steps) + 2)
         n_epochs = self.trainer.max_epochs
         if n_epochs is None or n_epochs < 0:
             return None
         n_left = n_epochs - self.trainer.current_epoch
         an_epoch = (n_users["train"] + n_users["validation"]) * self.n_steps
-        return n_left * an_epoch + self.n_static_prompts * n_users["validation"]
+        return n_sentences + n_left * an_epoch + self.n_static_prompts * n_users["validation"]
 
     def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
         """Ask some prompts that the stage asks anyway, long ones where there is a choice."""
@@ -370,12 +385,19 @@ class RPPModule(LightningModule):
         self.results[name] = ranks if before is None else torch.cat([before, ranks])
 
     def predict_step(self, batch: list[Episode], batch_idx: int) -> list[dict[str, Any]]:
-        """Recommend: the chosen sentences, the final prompt and the ranking of every user."""
+        """Recommend: the sentences sent, the final prompt and the ranking of every user.
+
+        With a refiner also the sentences chosen, which it reworded.
+        """
         turn = self.play(batch, self.greedy, int(self.inference_steps))[-1]
+        parts = self.patterns.parts
         return [
             {
                 "user": episode.user_id,
-                "sentences": dict(zip(PATTERNS, prompt.sentences, strict=True)),
+                "sentences": dict(zip(parts, prompt.sentences, strict=True)),
+                **(
+                    {"chosen": dict(zip(parts, prompt.chosen, strict=True))} if self.refiner else {}
+                ),
                 "prompt": prompt.text,
                 "ranking": [episode.candidates[k].title for k in ranking.order],
                 "status": ranking.status,
@@ -387,7 +409,7 @@ class RPPModule(LightningModule):
 
     def _draws(self, key: tuple[int, ...], episodes: Sequence[Episode]) -> Tensor:
         users = [episode.user for episode in episodes]
-        return uniforms(key, users, len(PATTERNS)).to(self.device)
+        return uniforms(key, users, len(self.patterns.names)).to(self.device)
 
     def _user_vectors(self, episodes: Sequence[Episode]) -> Tensor:
         return self.vectors.for_users(
@@ -401,10 +423,10 @@ class RPPModule(LightningModule):
     def _next_lengths(
         self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]
     ) -> list[int]:
-        history = PATTERNS.index("history")
+        chosen = [self.patterns.chosen(row)["history"] for row in actions.tolist()]
         return [
-            min(self.patterns.history.next_length(length, int(action)), len(episode.history))
-            for episode, action, length in zip(episodes, actions[:, history], lengths, strict=True)
+            min(self.patterns.history.next_length(length, action), len(episode.history))
+            for episode, action, length in zip(episodes, chosen, lengths, strict=True)
         ]
 
     def _ask(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
@@ -423,7 +445,7 @@ class RPPModule(LightningModule):
             raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
         prompts = compose(
             episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
-            fits=self.ranker.fits,
+            fits=self.ranker.fits, refine=self.refiner or str,
         )  # fmt: skip
         return Step(episodes, actions, lengths, prompts, self.ranker.rank(prompts, episodes))
 
@@ -467,12 +489,15 @@ class RPPModule(LightningModule):
         """Write down what the weights belong to."""
         checkpoint["rpp"] = self.belonging
         checkpoint["trained_with"] = self._environment()
+        if self.refiner is not None:
+            checkpoint["refinements"] = self.refiner.answers
 
     def _environment(self) -> dict[str, str]:
         ranker = self.ranker
         if ranker is None:
             return {}
-        return {"language model": ranker.llm.fingerprint, "decoding": ranker.decoding}
+        about = {"language model": ranker.llm.fingerprint, "decoding": ranker.decoding}
+        return about | ({"refiner": self.refiner.fingerprint} if self.refiner else {})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that belong to something else.
@@ -484,15 +509,20 @@ class RPPModule(LightningModule):
         if not isinstance(theirs, dict):
             raise InputError("this checkpoint was not written by RPPModule: fit one first")
         self.trained_with = checkpoint.get("trained_with", {})
+        if (
+            self.refiner is not None
+            and self.trained_with.get("refiner") == self.refiner.fingerprint
+        ):
+            self.refiner.recall(checkpoint["refinements"])
         if self.ranker is not None and self.trained_with != self._environment():
             rank_zero_info(
-                "This policy was trained with another language model or decoding"
-                f" ({self.trained_with}): what follows shows how well it transfers."
+                "This policy was trained with another language model, decoding or"
+                f" refiner ({self.trained_with}): what follows shows how well it transfers."
             )
         ours = self.belonging
         for key, remedy in {
             "data set": "use the data settings it was trained with",
-            "patterns": "use the patterns file it was trained with, unchanged",
+            "patterns": "use the patterns file, unchanged, and the model.learn of its training",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
             "collaborative vectors": "restore the collaborative.safetensors of the training run",
         }.items():

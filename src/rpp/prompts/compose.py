@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rpp.prompts.patterns import PATTERNS, Answer, Patterns
+from rpp.prompts.options import Answer
+from rpp.prompts.patterns import SENTENCES, Patterns
 from rpp.types import Episode, InputError, Item
 
 Layout = Literal["paper", "history_first"]
@@ -19,9 +20,9 @@ class Display:
     Attributes:
         show_candidates: Whether the candidates are listed.
         answer: Whether the reply is to consist of titles or of the candidates' identifiers.
-        layout: ``paper``: role, history, candidates, reasoning, format. ``history_first``: the
-            role stands behind the candidates, so that all prompts of a user with one history
-            length begin alike and that part is computed once for all of them.
+        layout: ``paper``: role, profile, history, candidates, reasoning, format.
+            ``history_first``: role and profile stand behind the candidates, so that all prompts
+            of a user with one history length begin alike and that part is computed once for all.
     """
 
     show_candidates: bool = True
@@ -35,8 +36,9 @@ class Prompt:
 
     Attributes:
         text: The whole text.
-        sentences: The sentence of each pattern in the order of ``PATTERNS``, the history as its
-            length.
+        sentences: The sentence of each pattern in the order of ``Patterns.parts``, the history as
+            its length.
+        chosen: The same before a refiner reworded them.
         answer: What the reply should consist of.
         n_history: Interactions shown.
         n_dropped: Interactions left out because the model's context had no room for them.
@@ -44,6 +46,7 @@ class Prompt:
 
     text: str
     sentences: tuple[str, ...]
+    chosen: tuple[str, ...] = ()
     answer: Answer = "titles"
     n_history: int = 0
     n_dropped: int = 0
@@ -77,12 +80,13 @@ def compose(
     Args:
         episodes: ``B`` users.
         patterns: The options the actions point into.
-        actions: ``(B, P)`` indices in the order of ``PATTERNS``.
+        actions: ``(B, P)`` indices in the order of ``Patterns.names``.
         lengths: ``l_t`` of every user, the number of most recent interactions to show.
         display: What is shown.
         fits: Whether the language model's context has room for a text. While it has not, the
             oldest interaction is left out; candidates never are.
-        refine: Rewrites a chosen sentence (RPP+); history and candidates never pass through it.
+        refine: Rewrites a chosen sentence (RPP+); profile, history and candidates never pass
+            through it.
 
     Returns:
         One prompt per user.
@@ -108,11 +112,12 @@ def _compose(
     def fill(text: str) -> str:
         return text.replace("{n_candidates}", str(len(episode.candidates)))
 
-    chosen = dict(zip(PATTERNS, actions, strict=True))
-    sentences = {
-        name: fill(refine(patterns.describe(name, chosen[name], display.answer)))
-        for name in ("role", "reasoning", "format")
-    }
+    options = patterns.chosen(actions)
+    chosen = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}
+    sentences = {name: fill(refine(text)) for name, text in chosen.items()}
+    about = {}
+    if patterns.profile is not None:
+        about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
     candidates = ""
     if display.show_candidates:
         lines = [f"{identifier(k)}. {item.title}" for k, item in enumerate(episode.candidates)]
@@ -122,19 +127,20 @@ def _compose(
         history = "\n".join(
             [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
         )
-        role = sentences["role"]
+        opening = [sentences["role"], *about.values()]
         facts = (
-            [role, history, candidates]
+            [*opening, history, candidates]
             if display.layout == "paper"
-            else [history, candidates, role]
+            else [history, candidates, *opening]
         )
         parts = [*facts, sentences["reasoning"], sentences["format"]]
         text = "\n".join(part for part in parts if part)
         if fits(text):
-            shown = {**sentences, "history": str(n_history)}
+            shown = {**about, "history": str(n_history)}
             return Prompt(
                 text,
-                tuple(shown[name] for name in PATTERNS),
+                tuple((sentences | shown)[part] for part in patterns.parts),
+                tuple(({k: fill(v) for k, v in chosen.items()} | shown)[p] for p in patterns.parts),
                 display.answer,
                 n_history,
                 wanted - n_history,

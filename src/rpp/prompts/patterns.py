@@ -1,74 +1,44 @@
 """Patterns: the editable parts of a prompt and the options of each (paper, section 3.2).
 
 A domain (movies, games, music) is one YAML file. The number of sentences of a pattern is the
-number of actions of its agent; nothing else has to be told.
+number of actions of its agent; nothing else has to be told. A pattern with a single option needs
+no agent.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-
+from rpp.prompts.options import (
+    Answer,
+    FormatSentence,
+    HistoryPattern,
+    ManualPrompt,
+    ProfilePattern,
+)
+from rpp.prompts.reading import (
+    entries,
+    format_sentence,
+    history_pattern,
+    keys,
+    manual_prompt,
+    parsed_with_base,
+    profile_pattern,
+    text,
+    texts,
+)
 from rpp.types import InputError
 
-Answer = Literal["titles", "identifiers"]
-"""What a reply is asked to consist of."""
+SENTENCES = ("role", "reasoning", "format")
+"""Patterns whose options are sentences."""
 
-PATTERNS = ("role", "history", "reasoning", "format")
 PLACEHOLDERS = {"n_candidates"}
-
-
-@dataclass(frozen=True)
-class HistoryPattern:
-    """How many of the most recent interactions are shown (paper, section 3.2.2).
-
-    Attributes:
-        start: Length before the first step, ``l_0``; the paper uses 1.
-        increments: Actions of the paper: how many more to show, ``l_t = l_{t-1} + a``; the window
-            never shrinks.
-        lengths: Actions of the variant: absolute lengths. Give one of the two.
-    """
-
-    start: int = 1
-    increments: tuple[int, ...] = ()
-    lengths: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse two kinds of actions at once, none, or lengths that show nothing."""
-        if bool(self.increments) == bool(self.lengths):
-            raise InputError("the history pattern needs either `increments` or `lengths`")
-        if self.start < 1:
-            raise InputError(f"history start is {self.start}: show at least 1 interaction")
-        if any(n < 0 for n in self.increments) or any(n < 1 for n in self.lengths):
-            raise InputError(
-                f"history increments {self.increments} must be 0 or more, lengths {self.lengths}"
-                " 1 or more"
-            )
-
-    @property
-    def n_actions(self) -> int:
-        """Number of options."""
-        return len(self.increments or self.lengths)
-
-    def next_length(self, length: int, action: int) -> int:
-        """Length shown after an action, ``l_t``."""
-        return self.lengths[action] if self.lengths else length + self.increments[action]
-
-
-@dataclass(frozen=True)
-class FormatSentence:
-    """One output format, worded for either kind of answer (paper, section 3.2.4)."""
-
-    titles: str
-    identifiers: str
 
 
 @dataclass(frozen=True)
@@ -82,6 +52,8 @@ class Patterns:
         history: How much history an action shows.
         reasoning: Reasoning-guidance sentences.
         format: Output-format sentences.
+        profile: What of the user's profile an action tells; ``None``: nothing ever.
+        manual: What patterns say that are not learnt.
     """
 
     history_heading: str
@@ -90,36 +62,78 @@ class Patterns:
     history: HistoryPattern
     reasoning: tuple[str, ...]
     format: tuple[FormatSentence, ...]
+    profile: ProfilePattern | None = None
+    manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a pattern without options and placeholders nobody fills."""
-        for name in ("role", "reasoning", "format"):
+        """Refuse a pattern without options, placeholders nobody fills, a manual prompt of none."""
+        for name in SENTENCES:
             if not getattr(self, name):
                 raise InputError(f"the pattern {name!r} has no sentence: give at least one")
-        for text in self.texts():
-            unknown = set(re.findall(r"{([^{}]*)}", text)) - PLACEHOLDERS
+        for sentence in self.texts():
+            unknown = set(re.findall(r"{([^{}]*)}", sentence)) - PLACEHOLDERS
             if unknown:
                 raise InputError(
-                    f"unknown placeholder {{{min(unknown)}}} in {text!r}: only"
+                    f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: only"
                     f" {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled"
                 )
+        if self.manual is not None:
+            self._check_manual(self.manual)
+
+    def _check_manual(self, manual: ManualPrompt) -> None:
+        for name in SENTENCES:
+            number, n = getattr(manual, name), self.n_options(name)
+            if not 1 <= number <= n:
+                raise InputError(f"manual {name} is {number}: choose a sentence from 1 to {n}")
+        if manual.history < 1:
+            raise InputError(f"manual history is {manual.history}: show at least 1 interaction")
+        unknown = set(manual.profile) - set(self.profile.parts if self.profile else ())
+        if unknown:
+            raise InputError(f"manual profile tells {min(unknown)!r}, the section profile does not")
 
     def texts(self) -> list[str]:
-        """Every text of the file, in order."""
-        formats = [text for pair in self.format for text in (pair.titles, pair.identifiers)]
+        """Every text of the file but the profile's, in order."""
+        formats = [each for pair in self.format for each in (pair.titles, pair.identifiers)]
         return [
             self.history_heading, self.candidates_heading, *self.role, *self.reasoning, *formats,
         ]  # fmt: skip
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The patterns of a prompt, whether there is a choice in them or not."""
+        profile = () if self.profile is None else ("profile",)
+        return ("role", "history", "reasoning", "format", *profile)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ``P`` patterns with a choice: one agent each, actions in this order."""
+        return tuple(part for part in self.parts if self.n_options(part) > 1)
+
+    @property
     def n_actions(self) -> tuple[int, ...]:
-        """Number of options of every pattern, in the order of ``PATTERNS``."""
-        return (len(self.role), self.history.n_actions, len(self.reasoning), len(self.format))
+        """Number of options of every pattern with a choice, in the order of :attr:`names`."""
+        return tuple(self.n_options(name) for name in self.names)
+
+    def n_options(self, part: str) -> int:
+        """Number of options of one pattern."""
+        if part == "history":
+            return self.history.n_actions
+        if part == "profile":
+            return 0 if self.profile is None else len(self.profile.actions)
+        return len(getattr(self, part))
+
+    def chosen(self, actions: Sequence[int]) -> dict[str, int]:
+        """The option of every pattern, from ``P`` actions; without a choice the only one."""
+        return dict.fromkeys(self.parts, 0) | dict(zip(self.names, actions, strict=True))
 
     @property
     def fingerprint(self) -> str:
         """Names wording and order of all options: a policy fits only the file it learned on."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        content = asdict(self)
+        del content["manual"]
+        if self.profile is None:
+            del content["profile"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self, pattern: str, action: int, answer: Answer = "titles") -> str:
         """One option in words, for logs and charts."""
@@ -127,8 +141,53 @@ class Patterns:
             if self.history.lengths:
                 return f"last {self.history.lengths[action]}"
             return f"+{self.history.increments[action]}"
+        if pattern == "profile" and self.profile is not None:
+            return ", ".join(self.profile.actions[action]) or "nothing"
         option = getattr(self, pattern)[action]
         return str(getattr(option, answer) if isinstance(option, FormatSentence) else option)
+
+    def learning(self, names: Sequence[str]) -> Patterns:
+        """The same with a choice in some patterns alone (paper, Tables 5 to 7).
+
+        Args:
+            names: The patterns to choose in; the others say what the manual prompt says.
+
+        Raises:
+            InputError: If there is no such pattern, or no manual prompt.
+        """
+        for name in names:
+            if name not in self.parts:
+                raise InputError(
+                    f"there is no pattern {name!r} to learn: the file has {', '.join(self.parts)}"
+                )
+        fixed: dict[str, Any] = {}
+        for part in set(self.parts) - set(names):
+            if self.manual is None:
+                raise InputError(
+                    "model.init_args.learn leaves patterns out, and the patterns file does not tell"
+                    " what they say then: add a section `manual`"
+                )
+            option = getattr(self.manual, part)
+            if part == "history":
+                fixed[part] = HistoryPattern(lengths=(option,))
+            elif part == "profile" and self.profile is not None:
+                fixed[part] = replace(self.profile, choices=(option,))
+            else:
+                fixed[part] = (getattr(self, part)[option - 1],)
+        return replace(self, manual=None, **fixed)
+
+    def check_profiles(self, profiles: Iterable[Mapping[str, str]], data_name: str) -> None:
+        """Refuse a data set that does not know what the profile pattern tells.
+
+        Raises:
+            InputError: If a part is not known of any user.
+        """
+        told = {part for choice in self.profile.actions for part in choice} if self.profile else ()
+        for part in sorted(set(told).difference(*profiles)):
+            raise InputError(
+                f"the prompts tell the user's {part}, but the data set {data_name!r} knows no"
+                f" user's {part}: take a patterns file that does not, or give data.custom.profiles"
+            )
 
 
 def load_patterns(path: str | Path) -> Patterns:
@@ -139,75 +198,18 @@ def load_patterns(path: str | Path) -> Patterns:
             empty, or a sentence is no text.
     """
     path = Path(path)
+    content = parsed_with_base(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"no patterns file {path}: name one, e.g. conf/patterns/movies.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(
-            f"{path}{line}: not valid YAML in UTF-8: quote sentences with : or #"
-        ) from error
-    try:
-        fields = _keys(content, Patterns)
+        given = keys(content, Patterns)
         return Patterns(
-            history_heading=_text(fields["history_heading"]),
-            candidates_heading=_text(fields["candidates_heading"]),
-            role=tuple(map(_text, _list(fields["role"]))),
-            history=_history(fields["history"]),
-            reasoning=tuple(map(_text, _list(fields["reasoning"]))),
-            format=tuple(map(_format, _list(fields["format"]))),
+            history_heading=text(given["history_heading"]),
+            candidates_heading=text(given["candidates_heading"]),
+            role=texts(given["role"]),
+            history=history_pattern(given["history"]),
+            reasoning=texts(given["reasoning"]),
+            format=tuple(map(format_sentence, entries(given["format"]))),
+            profile=profile_pattern(given["profile"]) if "profile" in given else None,
+            manual=manual_prompt(given["manual"]) if "manual" in given else None,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _keys(content: Any, kind: type[Any], *, partial: bool = False) -> Mapping[str, Any]:
-    names = list(kind.__dataclass_fields__)
-    if not isinstance(content, Mapping):
-        raise InputError(f"expected the keys {', '.join(names)}, found {content!r}")
-    for key in content:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            raise InputError(f"unknown key {key!r}: {hint}")
-    missing = [name for name in names if name not in content]
-    if missing and not partial:
-        raise InputError(f"missing key {missing[0]!r}")
-    return content
-
-
-def _history(value: Any) -> HistoryPattern:
-    fields: dict[str, Any] = {
-        key: _count(entry) if key == "start" else tuple(map(_count, _list(entry)))
-        for key, entry in _keys(value, HistoryPattern, partial=True).items()
-    }
-    return HistoryPattern(**fields)
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list | None):
-        raise InputError(f"expected a list, found {value!r}: begin every entry with a dash")
-    return value or []
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int:
-        raise InputError(f"expected a whole number, found {value!r}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"expected a sentence, found {value!r}: put it in quotes")
-    return value.strip()
-
-
-def _format(value: Any) -> FormatSentence:
-    if isinstance(value, str):
-        return FormatSentence(value.strip(), value.strip())
-    fields = _keys(value, FormatSentence)
-    return FormatSentence(_text(fields["titles"]), _text(fields["identifiers"]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rpp.prompts.patterns import PATTERNS, Patterns
+from rpp.prompts.patterns import Patterns
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,19 @@ def draw_static_prompts(
     history = patterns.history
     shortest, longest = history.start, history.start + n_steps * max(history.increments, default=0)
     lengths = history.lengths or tuple(range(shortest, longest + 1))
-    sizes = [n for name, n in zip(PATTERNS, patterns.n_actions, strict=True) if name != "history"]
-    total = len(lengths) * int(np.prod(sizes))
+    others = {
+        name: n
+        for name, n in zip(patterns.names, patterns.n_actions, strict=True)
+        if name != "history"
+    }
+    shape = (*others.values(), len(lengths))
+    total = int(np.prod(shape))
     chosen = np.random.default_rng(seed).permutation(total)[:n_prompts]
     prompts = []
     for number in chosen:
-        *sentences, at = np.unravel_index(number, (*sizes, len(lengths)))
-        role, reasoning, answer = (int(k) for k in sentences)
-        history_action = int(at) if history.lengths else 0
-        prompts.append(StaticPrompt((role, history_action, reasoning, answer), int(lengths[at])))
+        *options, at = (int(k) for k in np.unravel_index(number, shape))
+        actions = dict(zip(others, options, strict=True)) | {
+            "history": at if history.lengths else 0
+        }
+        prompts.append(StaticPrompt(tuple(actions[name] for name in patterns.names), lengths[at]))
     return prompts

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from data_prep.prepare import prepare
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_titles, load_training_pairs
+from rpp.data.interactions import PROFILE, load_titles, load_training_pairs, load_users
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
@@ -75,6 +75,12 @@ class InstructionDataModule(EpisodeDataModule):
             raise InputError(
                 f"no user of {self.folder} is left to tune on: use fewer validation and test users"
             )
+        people = load_users(self.folder).select(PROFILE).to_dicts()
+        self.profiles = {
+            user: {key: value for key, value in people[user].items() if value is not None}
+            for user in self.sequences
+        }
+        self.patterns.check_profiles(self.profiles.values(), self.settings.name)
         self.seen = {
             user: frozenset(item.index for item in items) for user, items in self.sequences.items()
         }
@@ -113,4 +119,5 @@ class InstructionDataModule(EpisodeDataModule):
             n_candidates=self.settings.n_candidates,
             max_history=self.max_history,
             display=self.display,
+            profile=self.profiles[user],
         )

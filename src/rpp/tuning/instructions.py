@@ -13,7 +13,7 @@ action space, so that the tuned model goes on listening to its prompt:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,7 @@ def draw_instruction(
     n_candidates: int = 10,
     max_history: int = 20,
     display: Display | None = None,
+    profile: Mapping[str, str] | None = None,
 ) -> Instruction:
     """One instruction from a stretch of a user's training interactions.
 
@@ -69,6 +70,7 @@ def draw_instruction(
         max_history: Longest history shown; the length is drawn from 1 to this.
         display: Packed histories if the candidates are not shown (the default), else rankings by
             title or identifier.
+        profile: What is known of the user.
     """
     display = display or Display(show_candidates=False)
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
@@ -80,6 +82,7 @@ def draw_instruction(
         history=tuple(stretch[at - n_history : at]),
         candidates=tuple(best_first[k] for k in order),
         withheld=order.index(0),
+        profile=profile or {},
     )
     actions = [int(rng.integers(n)) for n in patterns.n_actions]
     prompt = compose([episode], patterns, [actions], [n_history], display)[0].text

@@ -1,0 +1,132 @@
+"""What each pattern offers to choose from, apart from plain sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rpp.data.interactions import PROFILE
+from rpp.types import InputError
+
+Answer = Literal["titles", "identifiers"]
+"""What a reply is asked to consist of."""
+
+
+@dataclass(frozen=True)
+class HistoryPattern:
+    """How many of the most recent interactions are shown (paper, section 3.2.2).
+
+    Attributes:
+        start: Length before the first step, ``l_0``; the paper uses 1.
+        increments: Actions of the paper: how many more to show, ``l_t = l_{t-1} + a``; the window
+            never shrinks.
+        lengths: Actions of the variant: absolute lengths. Give one of the two.
+    """
+
+    start: int = 1
+    increments: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse two kinds of actions at once, none, or lengths that show nothing."""
+        if bool(self.increments) == bool(self.lengths):
+            raise InputError("the history pattern needs either `increments` or `lengths`")
+        if self.start < 1:
+            raise InputError(f"history start is {self.start}: show at least 1 interaction")
+        if any(n < 0 for n in self.increments) or any(n < 1 for n in self.lengths):
+            raise InputError(
+                f"history increments {self.increments} must be 0 or more, lengths {self.lengths}"
+                " 1 or more"
+            )
+
+    @property
+    def n_actions(self) -> int:
+        """Number of options."""
+        return len(self.increments or self.lengths)
+
+    def next_length(self, length: int, action: int) -> int:
+        """Length shown after an action, ``l_t``."""
+        return self.lengths[action] if self.lengths else length + self.increments[action]
+
+
+@dataclass(frozen=True)
+class FormatSentence:
+    """One output format, worded for either kind of answer (paper, section 3.2.4)."""
+
+    titles: str
+    identifiers: str
+
+
+@dataclass(frozen=True)
+class ProfilePattern:
+    """Which parts of the user's profile a prompt tells (paper, section 4.7, Table 7).
+
+    Attributes:
+        gender: How the gender is told; ``{gender}`` stands for it. Empty: never told.
+        age: Likewise with ``{age}``.
+        occupation: Likewise with ``{occupation}``.
+        choices: The actions: which parts are told together. By default every subset, so that
+            three parts make 2^3 actions; the first tells nothing.
+    """
+
+    gender: str = ""
+    age: str = ""
+    occupation: str = ""
+    choices: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a profile that tells nothing, or a part that does not say what it tells."""
+        if not self.parts:
+            raise InputError(f"the profile tells nothing: give any of {', '.join(PROFILE)}")
+        for part in self.parts:
+            text = getattr(self, part)
+            if re.findall(r"{([^{}]*)}", text) != [part]:
+                raise InputError(
+                    f"the profile's {part} is worded {text!r}: write {{{part}}} once, where it goes"
+                )
+        for part in {part for choice in self.choices for part in choice} - set(self.parts):
+            raise InputError(f"the profile has no {part!r}: it tells {', '.join(self.parts)}")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What can be told."""
+        return tuple(part for part in PROFILE if getattr(self, part))
+
+    @property
+    def actions(self) -> tuple[tuple[str, ...], ...]:
+        """The parts each action tells."""
+        if self.choices:
+            return self.choices
+        return tuple(
+            tuple(part for bit, part in enumerate(self.parts) if action >> bit & 1)
+            for action in range(2 ** len(self.parts))
+        )
+
+    def sentence(self, action: int, profile: Mapping[str, str]) -> str:
+        """What an action tells about a user; a part that is not known of them is left out."""
+        return " ".join(
+            getattr(self, part).replace(f"{{{part}}}", " ".join(profile[part].split()))
+            for part in self.actions[action]
+            if part in profile
+        )
+
+
+@dataclass(frozen=True)
+class ManualPrompt:
+    """The prompt one would write by hand: what patterns say that are not learnt.
+
+    Attributes:
+        role: Number of its role sentence, counted from 1.
+        history: Interactions shown.
+        reasoning: Number of its reasoning sentence.
+        format: Number of its format sentence.
+        profile: Parts of the profile it tells.
+    """
+
+    role: int
+    history: int
+    reasoning: int
+    format: int
+    profile: tuple[str, ...] = ()

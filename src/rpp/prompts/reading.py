@@ -1,0 +1,121 @@
+"""A patterns file to its sections; what is wrong in it is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rpp.prompts.options import FormatSentence, HistoryPattern, ManualPrompt, ProfilePattern
+from rpp.types import InputError
+
+
+def parsed_with_base(path: Path) -> Any:
+    """What a file says, on top of the file it is ``based_on``.
+
+    Raises:
+        InputError: If one of them is missing, no YAML, or the other one no whole file.
+    """
+    content = _parsed(path)
+    if not isinstance(content, Mapping) or "based_on" not in content:
+        return content
+    base = _parsed(path.parent / text(content["based_on"]))
+    if not isinstance(base, Mapping) or "based_on" in base:
+        raise InputError(f"{path}: based_on: {content['based_on']} must be a whole patterns file")
+    return {**base, **{key: value for key, value in content.items() if key != "based_on"}}
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"no patterns file {path}: name one, e.g. conf/patterns/movies.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(
+            f"{path}{line}: not valid YAML in UTF-8: quote sentences with : or #"
+        ) from error
+
+
+def keys(content: Any, kind: type[Any]) -> Mapping[str, Any]:
+    """The content if it has the fields of a class and no others; those with a default may miss."""
+    names = [field.name for field in fields(kind)]
+    if not isinstance(content, Mapping):
+        raise InputError(f"expected the keys {', '.join(names)}, found {content!r}")
+    for key in content:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise InputError(f"unknown key {key!r}: {hint}")
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in content:
+            raise InputError(f"missing key {field.name!r}")
+    return content
+
+
+def history_pattern(value: Any) -> HistoryPattern:
+    """The section ``history``."""
+    given: dict[str, Any] = {
+        key: count(entry) if key == "start" else tuple(map(count, entries(entry)))
+        for key, entry in keys(value, HistoryPattern).items()
+    }
+    return HistoryPattern(**given)
+
+
+def profile_pattern(value: Any) -> ProfilePattern:
+    """The section ``profile``."""
+    given: dict[str, Any] = {
+        key: tuple(map(texts, entries(entry))) if key == "choices" else text(entry)
+        for key, entry in keys(value, ProfilePattern).items()
+    }
+    return ProfilePattern(**given)
+
+
+def manual_prompt(value: Any) -> ManualPrompt:
+    """The section ``manual``."""
+    given: dict[str, Any] = {
+        key: texts(entry) if key == "profile" else count(entry)
+        for key, entry in keys(value, ManualPrompt).items()
+    }
+    return ManualPrompt(**given)
+
+
+def entries(value: Any) -> list[Any]:
+    """A list, empty where nothing is given."""
+    if not isinstance(value, list | None):
+        raise InputError(f"expected a list, found {value!r}: begin every entry with a dash")
+    return value or []
+
+
+def count(value: Any) -> int:
+    """A whole number."""
+    if type(value) is not int:
+        raise InputError(f"expected a whole number, found {value!r}")
+    return value
+
+
+def text(value: Any) -> str:
+    """A sentence."""
+    if not isinstance(value, str):
+        raise InputError(f"expected a sentence, found {value!r}: put it in quotes")
+    return value.strip()
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of sentences."""
+    return tuple(map(text, entries(value)))
+
+
+def format_sentence(value: Any) -> FormatSentence:
+    """An output format in both wordings, or one for both."""
+    if isinstance(value, str):
+        return FormatSentence(value.strip(), value.strip())
+    given = keys(value, FormatSentence)
+    return FormatSentence(text(given["titles"]), text(given["identifiers"]))
