@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 
@@ -23,7 +24,7 @@ class RawData:
     """The three tables of a data set, as found.
 
     Attributes:
-        interactions: ``user_id``, ``item_id``, ``order``; rows as in the file.
+        interactions: ``user_id`` and ``item_id``, categorical, and ``order``; rows as in the file.
         titles: ``item_id``, ``title``; titles of one line each, empty ones left out.
         profiles: ``user_id``, ``gender``, ``age``, ``occupation`` in words.
         counts: Size of the raw interactions.
@@ -66,7 +67,7 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
 
     interactions = table(source.interactions)
     counts = Counts(
-        interactions["user_id"].n_unique(), interactions["item_id"].n_unique(), len(interactions)
+        *(len(distinct(interactions[key])) for key in ("user_id", "item_id")), len(interactions)
     )
     titles = _clean_titles(table(source.titles), shorten=source.years and not settings.years)
     without_tag_time = 0
@@ -91,6 +92,15 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
         tuple(used),
         without_tag_time,
     )
+
+
+def distinct(ids: pl.Series) -> pl.DataFrame:
+    """The ``name``s in a categorical column and the ``code`` of each."""
+    codes = ids.to_physical().to_numpy()
+    somewhere = np.full(int(codes.max()) + 1, -1)  # a row in which the code stands
+    somewhere[codes] = np.arange(len(codes))
+    used = np.flatnonzero(somewhere >= 0)
+    return pl.DataFrame({"code": used, "name": ids.gather(somewhere[used]).cast(pl.String)})
 
 
 def find_folder(name: str, source: Source, raw_dir: str | None, console: Console) -> Path:
