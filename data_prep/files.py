@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -18,6 +18,7 @@ import polars as pl
 from rpp.types import InputError
 
 Kind = Literal["delimited", "sequences", "json", "parquet"]
+IDS = ("user_id", "item_id")
 OPTIONAL = frozenset({"year", "title", "gender", "age", "occupation"})
 """Our columns that may be empty; all but ``title`` may also be missing from the file."""
 
@@ -62,7 +63,8 @@ def read_table(raw: RawFile, path: Path) -> pl.DataFrame:
 
     Everything is text, except the column ``order``, which is a float: a number as it stands, a
     date or time as seconds since 1970. A sequence gets its positions as ``order``. In a table with
-    an order, which has a row for each interaction, users and items are categorical.
+    an order, which has a row for each interaction, users and items are whole numbers if all are
+    written so, and otherwise categorical.
 
     Raises:
         InputError: If the file cannot be decoded or parsed, is empty, lacks a column, or has an
@@ -71,7 +73,9 @@ def read_table(raw: RawFile, path: Path) -> pl.DataFrame:
     scan = {"parquet": _scan_parquet, "json": _scan_json}.get(raw.kind, _scan_delimited)
     try:
         text = scan(raw, path)
-        table = _converted(text).collect(engine="streaming")
+        table = _converted(text, _whole_number).collect(engine="streaming")
+        if "order" in table.columns and not all(_is_dense(table[key]) for key in IDS):
+            table = _converted(text, _category).collect(engine="streaming")
         blank = table["blank"]
         if blank.all():  # also if there is no row at all
             raise InputError(f"{path} is empty: it has no row of data")
@@ -88,14 +92,31 @@ def read_table(raw: RawFile, path: Path) -> pl.DataFrame:
     return _one_row_each(table) if raw.kind == "sequences" else table
 
 
-def _converted(text: pl.LazyFrame) -> pl.LazyFrame:
+def _converted(text: pl.LazyFrame, identify: Callable[[str], pl.Expr]) -> pl.LazyFrame:
     """Interactions in 16 bytes a row, and whether the row is blank."""
     columns = {"blank": pl.all_horizontal(pl.all().is_null())}
     if "order" in text.collect_schema():
         number = pl.col("order").cast(pl.Float64, strict=False)
         columns["order"] = pl.when(number.is_finite()).then(number)
-        columns |= {key: pl.col(key).cast(pl.Categorical) for key in ("user_id", "item_id")}
+        columns |= {key: identify(key) for key in IDS}
     return text.with_columns(**columns)
+
+
+def _whole_number(key: str) -> pl.Expr:
+    """The number a text stands for, where nothing but its digits stands there."""
+    number, n_signs = pl.col(key).cast(pl.UInt32, strict=False), pl.col(key).str.len_bytes()
+    without_zeros = (n_signs == 1) | (number >= 10 ** (n_signs.cast(pl.Int64) - 1))
+    return pl.when(without_zeros).then(number)
+
+
+def _category(key: str) -> pl.Expr:
+    """Any text; some hundred nanoseconds each, more the more different ones there are."""
+    return pl.col(key).cast(pl.Categorical)
+
+
+def _is_dense(numbers: pl.Series) -> bool:
+    """Whether a table with a row for every number up to the largest is no larger than the file."""
+    return not numbers.null_count() and (numbers <= 2 * len(numbers)).all()
 
 
 def sha256(path: Path) -> str:
@@ -180,9 +201,7 @@ def _one_row_each(sequences: pl.DataFrame) -> pl.DataFrame:
         .with_columns(order=pl.int_ranges(pl.col("item_id").list.len()))
         .explode("item_id", "order")
         .filter(pl.col("item_id") != "")
-        .with_columns(
-            pl.col("user_id", "item_id").cast(pl.Categorical), pl.col("order").cast(pl.Float64)
-        )
+        .with_columns(pl.col(*IDS).cast(pl.Categorical), pl.col("order").cast(pl.Float64))
         .collect()
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -179,5 +179,5 @@ def _episode(
     return user, split, items[:place], candidates, target
 
 
-def _u32(numbers: NDArray[np.int64]) -> pl.Series:
+def _u32(numbers: NDArray[np.integer[Any]]) -> pl.Series:
     return pl.Series(numbers, dtype=pl.UInt32)
