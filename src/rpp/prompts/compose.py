@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rpp.prompts.patterns import PATTERNS, Answer, Patterns
-from rpp.types import Episode, InputError, Item
+from rpp.types import Episode, InputError
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Prompt:
         answer: What the reply should consist of.
         n_history: Interactions shown.
         n_dropped: Interactions left out because the model's context had no room for them.
+        parts: What it is put together from: sentences, headings, and titles without numbers.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Prompt:
     answer: Answer = "titles"
     n_history: int = 0
     n_dropped: int = 0
+    parts: tuple[str, ...] = ()
 
 
 def identifier(position: int) -> str:
@@ -106,27 +108,34 @@ def _compose(
         name: fill(refine(patterns.describe(name, chosen[name], display.answer)))
         for name in ("role", "reasoning", "format")
     }
-    candidates = ""
+    candidates, candidate_parts = "", []
     if display.show_candidates:
-        lines = [f"{identifier(k)}. {item.title}" for k, item in enumerate(episode.candidates)]
-        candidates = "\n".join([fill(patterns.candidates_heading), *lines])
+        heading = fill(patterns.candidates_heading)
+        titles = [item.title for item in episode.candidates]
+        lines = [f"{identifier(k)}. {title}" for k, title in enumerate(titles)]
+        candidates, candidate_parts = "\n".join([heading, *lines]), [heading, *titles]
+    history_heading = fill(patterns.history_heading)
     wanted = min(length, len(episode.history))
     for n_history in range(wanted, 0, -1):
-        history = "\n".join(
-            [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
-        )
-        parts = [
+        titles = [item.title for item in episode.history[-n_history:]]
+        history = "\n".join([history_heading, *_numbered(titles)])
+        blocks = [
             sentences["role"], history, candidates, sentences["reasoning"], sentences["format"],
         ]  # fmt: skip
-        text = "\n".join(part for part in parts if part)
+        text = "\n".join(block for block in blocks if block)
         if fits(text):
             shown = {**sentences, "history": str(n_history)}
+            parts = [
+                sentences["role"], history_heading, *titles, *candidate_parts,
+                sentences["reasoning"], sentences["format"],
+            ]  # fmt: skip
             return Prompt(
                 text,
                 tuple(shown[name] for name in PATTERNS),
                 display.answer,
                 n_history,
                 wanted - n_history,
+                tuple(part for part in parts if part),
             )
     raise InputError(
         f"the prompt of user {episode.user_id or episode.user} does not fit the language model's"
@@ -134,5 +143,5 @@ def _compose(
     )
 
 
-def _numbered(items: Sequence[Item]) -> list[str]:
-    return [f"{number}. {item.title}" for number, item in enumerate(items, start=1)]
+def _numbered(titles: Sequence[str]) -> list[str]:
+    return [f"{number}. {title}" for number, title in enumerate(titles, start=1)]
