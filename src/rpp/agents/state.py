@@ -13,7 +13,7 @@ fitted a PCA anew in every batch; the GRU does receive its gradient.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -88,10 +88,7 @@ class PromptEncoder:
         Returns:
             Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone.
         """
-        new = sorted({text for text in texts if text not in self._known}, key=lambda t: (len(t), t))
-        while new:  # longest first: a batch that does not fit shows at once
-            n_texts = max(BATCH_SIGNS // (len(new[-1]) + 1), 1)
-            some, new = new[-n_texts:], new[:-n_texts]
+        for some in _batches({text for text in texts if text not in self._known}):
             self._known.update(zip(some, self._encode(some), strict=True))
         rows = torch.stack([self._known[text] for text in texts])
         for text in texts:
@@ -109,6 +106,20 @@ class PromptEncoder:
         mask = tokens["attention_mask"][..., None].to(hidden)
         means: Tensor = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
         return means
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in batches of bounded size and like lengths, so that little of it is padding."""
+    batch: list[str] = []
+    for text in sorted(texts, key=lambda text: (-len(text), text)):
+        if batch and (
+            len(batch[0]) * (len(batch) + 1) > BATCH_SIGNS or 2 * len(text) < len(batch[0])
+        ):
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
 
 
 def encode_parts(
