@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -18,6 +18,7 @@ import polars as pl
 from rpp.types import InputError
 
 Kind = Literal["delimited", "sequences", "json", "parquet"]
+IDS = ("user_id", "item_id")
 OPTIONAL = frozenset({"year", "title", "gender", "age", "occupation"})
 """Our columns that may be empty; all but ``title`` may also be missing from the file."""
 
@@ -61,7 +62,9 @@ def read_table(raw: RawFile, path: Path) -> pl.DataFrame:
     """Read a raw file into a table that has our columns, in the order of the file.
 
     Everything is text, except the column ``order``, which is a float: a number as it stands, a
-    date or time as seconds since 1970. A sequence gets its positions as ``order``.
+    date or time as seconds since 1970. A sequence gets its positions as ``order``. In a table with
+    an order, which has a row for each interaction, users and items are whole numbers if all are
+    written so, and otherwise categorical.
 
     Raises:
         InputError: If the file cannot be decoded or parsed, is empty, lacks a column, or has an
@@ -69,22 +72,51 @@ def read_table(raw: RawFile, path: Path) -> pl.DataFrame:
     """
     scan = {"parquet": _scan_parquet, "json": _scan_json}.get(raw.kind, _scan_delimited)
     try:
-        table = scan(raw, path).collect()
+        text = scan(raw, path)
+        table = _converted(text, _whole_number).collect(engine="streaming")
+        if "order" in table.columns and not all(_is_dense(table[key]) for key in IDS):
+            table = _converted(text, _category).collect(engine="streaming")
+        blank = table["blank"]
+        if blank.all():  # also if there is no row at all
+            raise InputError(f"{path} is empty: it has no row of data")
+        for column in table.columns:
+            if column not in OPTIONAL | {"order", "blank"}:
+                _refuse_empty(raw, path, table[column], blank)
+        if "order" in table.columns and table["order"].null_count() > blank.sum():
+            order = text.select("order").collect()["order"]  # not all are numbers: read them again
+            _refuse_empty(raw, path, order, blank)
+            table = table.with_columns(_as_number(raw, path, order))
     except (pl.exceptions.PolarsError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(_explain(raw, path, error)) from error
-    blank = table.select(pl.all_horizontal(pl.all().is_null()).alias("blank"))["blank"]
-    if blank.all():  # also if there is no row at all
-        raise InputError(f"{path} is empty: it has no row of data")
-    for column in table.columns:
-        if column not in OPTIONAL:
-            _refuse_empty(raw, path, table[column], blank)
-    if raw.kind == "sequences":
-        return _one_row_each(table.filter(~blank))
-    if "order" in table.columns:
-        table = table.with_columns(_as_number(raw, path, table["order"]))
-    return table.filter(~blank)
+    table = (table.filter(~blank) if blank.any() else table).drop("blank").rechunk()
+    return _one_row_each(table) if raw.kind == "sequences" else table
+
+
+def _converted(text: pl.LazyFrame, identify: Callable[[str], pl.Expr]) -> pl.LazyFrame:
+    """Interactions in 16 bytes a row, and whether the row is blank."""
+    columns = {"blank": pl.all_horizontal(pl.all().is_null())}
+    if "order" in text.collect_schema():
+        number = pl.col("order").cast(pl.Float64, strict=False)
+        columns["order"] = pl.when(number.is_finite()).then(number)
+        columns |= {key: identify(key) for key in IDS}
+    return text.with_columns(**columns)
+
+
+def _whole_number(key: str) -> pl.Expr:
+    """The number a text stands for, where nothing but its digits stands there."""
+    number, n_signs = pl.col(key).cast(pl.UInt32, strict=False), pl.col(key).str.len_bytes()
+    without_zeros = (n_signs == 1) | (number >= 10 ** (n_signs.cast(pl.Int64) - 1))
+    return pl.when(without_zeros).then(number)
+
+
+def _category(key: str) -> pl.Expr:
+    """Any text; some hundred nanoseconds each, more the more different ones there are."""
+    return pl.col(key).cast(pl.Categorical)
+
+
+def _is_dense(numbers: pl.Series) -> bool:
+    """Whether a table with a row for every number up to the largest is no larger than the file."""
+    return not numbers.null_count() and (numbers <= 2 * len(numbers)).all()
 
 
 def sha256(path: Path) -> str:
@@ -169,7 +201,7 @@ def _one_row_each(sequences: pl.DataFrame) -> pl.DataFrame:
         .with_columns(order=pl.int_ranges(pl.col("item_id").list.len()))
         .explode("item_id", "order")
         .filter(pl.col("item_id") != "")
-        .with_columns(pl.col("order").cast(pl.Float64))
+        .with_columns(pl.col(*IDS).cast(pl.Categorical), pl.col("order").cast(pl.Float64))
         .collect()
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from data_prep.candidates import CandidateSampler, read_lists
 from data_prep.folder import restore_interrupted, reusable, write_folder
-from data_prep.raw import RawData, read_raw
+from data_prep.raw import RawData, distinct, read_raw
 from data_prep.report import Summary, print_summary, summarise
 from data_prep.settings import DataSettings
 from data_prep.sources import CustomFiles
@@ -85,16 +85,15 @@ def _prepare(settings: DataSettings, out_dir: Path, console: Console) -> Summary
 
 def _with_titles(raw: RawData, untitled: Literal["refuse", "drop"]) -> tuple[pl.DataFrame, int]:
     """Interactions with items that have a title, and the number of the others."""
-    titled = raw.interactions.lazy().join(
-        raw.titles.lazy(), on="item_id", how="semi", maintain_order="left"
-    )
-    kept = titled.collect()
-    n_lost = len(raw.interactions) - len(kept)
-    if n_lost and untitled == "refuse":
-        missing = raw.interactions.lazy().join(raw.titles.lazy(), on="item_id", how="anti")
-        first = missing.select("item_id").first().collect().item()
+    ids = distinct(raw.interactions["item_id"])
+    lacking = ids.join(raw.titles, left_on="name", right_on="item_id", how="anti")["code"]
+    if lacking.is_empty():
+        return raw.interactions, 0
+    without = raw.interactions["item_id"].to_physical().is_in(lacking.implode())
+    if untitled == "refuse":
+        first = raw.interactions["item_id"].filter(without).cast(pl.String).first()
         raise InputError(f"item {first!r} of {raw.files[0]} has no title in {raw.files[1]}")
-    return kept, n_lost
+    return raw.interactions.filter(~without), int(without.sum())
 
 
 def _tables(
@@ -180,5 +179,5 @@ def _episode(
     return user, split, items[:place], candidates, target
 
 
-def _u32(numbers: NDArray[np.int64]) -> pl.Series:
+def _u32(numbers: NDArray[np.integer[Any]]) -> pl.Series:
     return pl.Series(numbers, dtype=pl.UInt32)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 
 from data_prep.download import download_files
-from data_prep.files import RawFile, read_table
+from data_prep.files import IDS, RawFile, read_table
 from data_prep.settings import DataSettings
 from data_prep.sources import Counts, Source
 from rpp.types import InputError
@@ -23,7 +24,8 @@ class RawData:
     """The three tables of a data set, as found.
 
     Attributes:
-        interactions: ``user_id``, ``item_id``, ``order``; rows as in the file.
+        interactions: ``user_id`` and ``item_id``, whole numbers or categorical, and ``order``;
+            rows as in the file.
         titles: ``item_id``, ``title``; titles of one line each, empty ones left out.
         profiles: ``user_id``, ``gender``, ``age``, ``occupation`` in words.
         counts: Size of the raw interactions.
@@ -65,9 +67,8 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
         return read_table(raw, path)
 
     interactions = table(source.interactions)
-    counts = Counts(
-        interactions["user_id"].n_unique(), interactions["item_id"].n_unique(), len(interactions)
-    )
+    n_users, n_items = (len(distinct(interactions[key])) for key in IDS)
+    counts = Counts(n_users, n_items, len(interactions))
     titles = _clean_titles(table(source.titles), shorten=source.years and not settings.years)
     without_tag_time = 0
     if order == "tag_time":
@@ -91,6 +92,15 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
         tuple(used),
         without_tag_time,
     )
+
+
+def distinct(ids: pl.Series) -> pl.DataFrame:
+    """The ``name``s in a column of users or items, and the ``code`` that stands for each."""
+    codes = ids.to_physical().to_numpy()
+    somewhere = np.full(int(codes.max()) + 1, -1)  # a row in which the code stands
+    somewhere[codes] = np.arange(len(codes))
+    used = np.flatnonzero(somewhere >= 0)
+    return pl.DataFrame({"code": used, "name": ids.gather(somewhere[used]).cast(pl.String)})
 
 
 def find_folder(name: str, source: Source, raw_dir: str | None, console: Console) -> Path:
@@ -156,11 +166,13 @@ def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
 
 def _by_tag_time(interactions: pl.DataFrame, tags: pl.DataFrame) -> pl.DataFrame:
     """Interactions with the earliest tag assignment as order, without those never tagged."""
-    earliest = tags.lazy().group_by("user_id", "item_id").agg(pl.col("order").min())
+    names = pl.col(*IDS).cast(pl.String)  # in one of the tables they may be numbers
+    earliest = tags.lazy().with_columns(names).group_by(IDS).agg(pl.col("order").min())
     return (
         interactions.lazy()
-        .drop("order")
-        .join(earliest, on=["user_id", "item_id"], how="inner", maintain_order="left")
+        .select(names)
+        .join(earliest, on=IDS, how="inner", maintain_order="left")
+        .with_columns(pl.col(*IDS).cast(pl.Categorical))
         .collect()
     )
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
+from data_prep.raw import distinct
 from rpp.types import InputError, Split
 
 N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
@@ -17,6 +21,8 @@ N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
 
 MIN_LENGTH = 3
 """Interactions a user needs for an episode: one in each split."""
+
+_DIGIT = 20  # bits
 
 
 @dataclass(frozen=True)
@@ -26,43 +32,49 @@ class Sequences:
     Attributes:
         user_ids: Name of each user; the place in the list is the user's number.
         item_ids: Name of each item; the place is the item's number.
-        users: User of each interaction, ascending.
+        users: User of each interaction, ascending; every user has one.
         items: Item of each interaction, a user's oldest first.
         n_repeated: Interactions left out because the user had the item before.
     """
 
     user_ids: list[str]
     item_ids: list[str]
-    users: NDArray[np.int64]
-    items: NDArray[np.int64]
+    users: NDArray[np.uint32]
+    items: NDArray[np.uint32]
     n_repeated: int
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of interactions of each user."""
         return np.bincount(self.users, minlength=len(self.user_ids))
 
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """Position of each interaction in its user's sequence, from 0."""
-        lengths = self.lengths
-        return np.arange(len(self.users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each user's interactions end: the place after the last one."""
+        return np.cumsum(self.lengths)
 
     @property
-    def splits(self) -> NDArray[np.int64]:
+    def positions(self) -> NDArray[np.uint32]:
+        """Position of each interaction in its user's sequence, from 0."""
+        starts = (self.ends - self.lengths).astype(np.uint32)
+        return np.arange(len(self.users), dtype=np.uint32) - starts[self.users]
+
+    @property
+    def splits(self) -> NDArray[np.uint8]:
         """Split of each interaction, as an index into ``rpp.types.SPLITS``.
 
         A user's last interaction is test, the one before validation, the rest training. Users too
         short for that have training interactions only.
         """
-        lengths = np.repeat(self.lengths, self.lengths)
-        from_end = lengths - self.positions
-        return np.where((lengths < MIN_LENGTH) | (from_end > 2), 0, 3 - from_end)
+        splits = np.zeros(len(self.users), dtype=np.uint8)
+        ends = self.ends[self.lengths >= MIN_LENGTH]
+        splits[ends - 2], splits[ends - 1] = 1, 2
+        return splits
 
-    def of(self, user: int) -> NDArray[np.int64]:
+    def of(self, user: int) -> NDArray[np.uint32]:
         """The items of one user, oldest first."""
-        start, end = np.searchsorted(self.users, (user, user + 1))
-        return self.items[start:end]
+        end = self.ends[user]
+        return self.items[end - self.lengths[user] : end]
 
 
 def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Sequences:
@@ -76,37 +88,70 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     Raises:
         InputError: If nothing remains.
     """
-    user_ids, item_ids = (_names(interactions[column]) for column in ("user_id", "item_id"))
-    ordered = (
-        interactions.lazy()
-        .select(
-            user=pl.col("user_id").cast(pl.Enum(user_ids)).to_physical().cast(pl.Int64),
-            item=pl.col("item_id").cast(pl.Enum(item_ids)).to_physical().cast(pl.Int64),
-            order="order",
-        )
-        .sort("user", "order", maintain_order=True)
-        .filter((pl.col("user") * len(item_ids) + pl.col("item")).is_first_distinct())
-        .collect()
-    )
-    users, items = ordered["user"].to_numpy(), ordered["item"].to_numpy()
-    n_repeated = len(interactions) - len(users)
+    user_ids, users = _numbered(interactions["user_id"])
+    item_ids, items = _numbered(interactions["item_id"])
+    place = stable_order(users, _oldest_first(interactions["order"].to_numpy()))
+    users, items = users[place], items[place]
+    first = _first_of_each(users, items)
+    n_repeated = len(users) - int(first.sum())
+    if n_repeated:
+        users, items = users[first], items[first]
     while len(users):
-        keep = np.bincount(users)[users] >= min_interactions
-        keep &= np.bincount(items)[items] >= min_interactions
+        keep = (np.bincount(users) >= min_interactions)[users]
+        keep &= (np.bincount(items) >= min_interactions)[items]
         if keep.all():
             break
         users, items = users[keep], items[keep]
     if not len(users):
         raise InputError(f"no interaction is left with min_interactions={min_interactions}")
-    kept_users, users = np.unique(users, return_inverse=True)
-    kept_items, items = np.unique(items, return_inverse=True)
-    return Sequences(
-        user_ids.gather(kept_users).to_list(),
-        item_ids.gather(kept_items).to_list(),
-        users,
-        items,
-        n_repeated,
-    )
+    user_ids, users = _renumbered(user_ids, users)
+    item_ids, items = _renumbered(item_ids, items)
+    return Sequences(user_ids.to_list(), item_ids.to_list(), users, items, n_repeated)
+
+
+def stable_order(
+    keys: NDArray[np.integer[Any]], order: NDArray[np.int32] | None = None
+) -> NDArray[np.int32]:
+    """Places of whole numbers from 0 up, ascending, equal ones in the order given or as they stood.
+
+    A radix sort: by the lowest 20 bits, then by the next, as far as the largest number reaches.
+    Its time grows with the number of keys alone, where sorts that compare and hash tables leave
+    the processor's cache.
+    """
+    for shift in range(0, max(int(keys.max(initial=0)).bit_length(), 1), _DIGIT):
+        digits = ((keys >> shift) & (2**_DIGIT - 1)).astype(np.int32)
+        counted = _counting_order(digits if order is None else digits[order])
+        order = counted if order is None else order[counted]
+    assert order is not None
+    return order
+
+
+def _counting_order(keys: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The same for small keys: a matrix with a one in row ``keys[j]`` of column ``j``, by rows."""
+    n = len(keys)
+    ones, columns = np.ones(n, dtype=np.int8), np.arange(n + 1, dtype=np.int32)
+    matrix = csc_array((ones, keys, columns), shape=(int(keys.max(initial=0)) + 1, n))
+    order: NDArray[np.int32] = matrix.tocsr().indices
+    return order
+
+
+def _oldest_first(times: NDArray[np.float64]) -> NDArray[np.int32] | None:
+    """Places by time, equal times as they stood; nothing if they stand so already."""
+    if (times[1:] >= times[:-1]).all():
+        return None
+    if np.abs(times).max() < 2**53 and (times == np.floor(times)).all():
+        whole = times.astype(np.int64)
+        return stable_order(whole - whole.min())
+    return np.argsort(times, kind="stable").astype(np.int32)
+
+
+def _first_of_each(users: NDArray[np.uint32], items: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Whether an interaction is its user's first with its item; users stand together."""
+    by_item = stable_order(items)  # and so by user within an item, earlier ones first
+    users, items = users[by_item], items[by_item]
+    first = np.ones(len(users), dtype=bool)
+    first[by_item[1:]] = (items[1:] != items[:-1]) | (users[1:] != users[:-1])
+    return first
 
 
 def assign_roles(
@@ -149,8 +194,22 @@ def permutation(users: Sequence[int], user_ids: Sequence[str], seed: int) -> lis
     return sorted(users, key=key)
 
 
-def _names(ids: pl.Series) -> pl.Series:
-    """The distinct names, shorter ones first, so that whole numbers stand in their order."""
-    name = pl.col("name")
-    table = ids.unique().alias("name").to_frame()
-    return table.sort(name.str.len_chars(), name)["name"]
+def _numbered(ids: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
+    """The distinct names, and the place of each interaction's name among them.
+
+    Shorter names come first, so that whole numbers stand in their order.
+    """
+    ids = ids.cast(pl.Categorical) if ids.dtype == pl.String else ids
+    names = distinct(ids).sort(pl.col("name").str.len_chars(), "name")
+    codes = names["code"].to_numpy()
+    number = np.zeros(codes.max() + 1, dtype=np.uint32)
+    number[codes] = np.arange(len(codes))
+    return names["name"], number[ids.to_physical().to_numpy()]
+
+
+def _renumbered(
+    names: pl.Series, numbers: NDArray[np.uint32]
+) -> tuple[pl.Series, NDArray[np.uint32]]:
+    """Names that are still in use, and the numbers without the gaps of the others."""
+    used = np.bincount(numbers, minlength=len(names)) > 0
+    return names.filter(pl.Series(used)), (used.cumsum(dtype=np.uint32) - 1)[numbers]

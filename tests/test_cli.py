@@ -343,6 +343,15 @@ def test_a_checkpoint_of_another_data_set_or_patterns_file_is_refused(here):
     (here / "own.yaml").write_text(text.replace("seasoned critic", "projectionist"))
     with pytest.raises(InputError, match="another patterns"):
         main(command("test", "--model.patterns", "own.yaml"))
+    with pytest.raises(InputError, match="another prompt encoding"):
+        main(command("test", "--model.prompt_encoding", "whole"))
+
+
+def test_prompts_encoded_as_one_text(here):
+    main(command("fit", "--trainer.max_epochs", "1", "--model.prompt_encoding", "whole"))
+    main(command("test", "--model.prompt_encoding", "whole"))
+    record = json.loads((here / "results/ml-100k/results.json").read_text())
+    assert record["belongs_to"]["prompt encoding"] == "whole"
 
 
 def test_more_test_users_fit_the_same_checkpoint(here):

@@ -23,7 +23,7 @@ from data_prep import sources
 from data_prep.__main__ import main
 from data_prep.files import sha256
 from data_prep.prepare import CustomFiles, DataSettings, prepare
-from data_prep.splits import order_and_filter
+from data_prep.splits import order_and_filter, stable_order
 from rpp import assets
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import (
@@ -361,6 +361,41 @@ def test_equal_times_keep_the_order_of_the_file():
     sequences = order_and_filter(interactions, 0)
     expected = [*range(0, n_items, 2), *range(1, n_items, 2)]
     assert sequences.of(0).tolist() == expected
+
+
+@pytest.mark.parametrize("largest", [0, 5, 2**20 - 1, 2**20, 2**45], ids=str)
+def test_stable_order_is_a_stable_sort(largest):
+    keys = np.random.default_rng(0).integers(0, largest, 300, endpoint=True)
+    keys[:100] = keys[100:200]  # equal ones even where there are many to choose from
+    keys[250] = largest
+    expected = sorted(range(300), key=lambda place: keys[place])
+    assert stable_order(keys).tolist() == expected
+    backwards = np.arange(300, dtype=np.int32)[::-1]
+    expected = sorted(range(299, -1, -1), key=lambda place: keys[place])
+    assert stable_order(keys, backwards).tolist() == expected
+
+
+@pytest.mark.parametrize("times", [[3, 1, 2, 1], [0.3, 0.1, 0.2, 0.1], [3e300, -1, 2, -1]], ids=str)
+def test_times_of_any_kind_are_sorted(times):
+    interactions = pl.DataFrame(
+        {"user_id": ["u"] * 4, "item_id": list("abcd"), "order": times},
+        schema_overrides={"order": pl.Float64},
+    )
+    sequences = order_and_filter(interactions, 0)
+    assert [sequences.item_ids[item] for item in sequences.of(0)] == ["b", "d", "c", "a"]
+
+
+def test_names_are_texts_even_where_they_look_like_numbers(tmp_path):
+    """1, 01 and 1.0 are three users; a number far beyond the number of rows is one more."""
+    files = custom(tmp_path)
+    lines = Path(files.interactions).read_text().splitlines()
+    for name in ("01", "1.0", "1e2", "4000000000", "0"):
+        lines += [f"{place},{name},{place + 1}" for place in range(3)]
+    Path(files.interactions).write_text("\n".join(lines))
+    prepare(settings("custom", None, custom=files), tmp_path / "out", QUIET)
+    names = pl.read_parquet(tmp_path / "out/users.parquet")["user_id"].to_list()
+    numbers = [str(user) for user in range(N_USERS + 1)]
+    assert names == [*numbers[:10], "01", *numbers[10:], "1.0", "1e2", "4000000000"]
 
 
 def test_repeated_interactions_count_once_at_their_first_time():

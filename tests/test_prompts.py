@@ -187,6 +187,25 @@ def test_whole_prompt(patterns, tiny_episodes):
     ]
     assert prompt.sentences == ("You know films.", "2", "Rank all 10.", "Write titles.")
     assert (prompt.n_history, prompt.n_dropped, prompt.answer) == (2, 0, "titles")
+    assert prompt.parts == (
+        "You know films.",
+        "Seen:",
+        *(item.title for item in episode.history[-2:]),
+        "Choose among 10:",
+        *(item.title for item in episode.candidates),
+        "Rank all 10.",
+        "Write titles.",
+    )
+
+
+@pytest.mark.parametrize("display", [Display(), Display(False), Display(answer="identifiers")])
+def test_parts_are_the_lines_of_the_prompt_without_numbers(patterns, tiny_episodes, display):
+    actions = [[k % 2, k % 3, k % 2, (k // 2) % 2] for k in range(12)]  # one role is empty
+    for prompt in compose(
+        tiny_episodes, patterns, actions, [1 + k % 4 for k in range(12)], display
+    ):
+        lines = [re.sub(r"^(\d+|[A-Z])\. ", "", line) for line in prompt.text.split("\n")]
+        assert list(prompt.parts) == lines
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 50])

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from rpp.agents.state import Observation, PromptEncoder, StateEncoder
+from rpp.agents.state import Observation, PromptEncoder, StateEncoder, encode_parts
 from rpp.types import InputError, Ranking, failed_ranking
 
 N_ITEMS, ITEM_DIM, PROMPT_DIM, STATE_DIM = 240, 8, 24, 16
@@ -207,6 +207,47 @@ def test_long_texts_are_cut(tiny_bert_folder):
     start = "Red Harbour Silent River Golden Garden Broken Letter"
     one, other = encoder([start + " x" * 50, start + " y" * 900])
     assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_parts_by_hand():
+    """Of ten signs in all, a has one, bbb three, cccccc six; encoded by one number each."""
+    codes = {"a": 2.0, "bbb": 5.0, "cccccc": 7.0}
+    asked = []
+
+    def encode(texts):
+        asked.append(texts)
+        return torch.tensor([[codes[text], 1.0] for text in texts])
+
+    rows = encode_parts(encode, [("a", "bbb", "cccccc"), ("bbb",), ("a", "a", "bbb")])
+    expected = [[0.1 * 2 + 0.3 * 5 + 0.6 * 7, 1], [5, 1], [0.4 * 2 + 0.6 * 5, 1]]
+    assert torch.allclose(rows, torch.tensor(expected))
+    assert asked == [["a", "bbb", "cccccc"]]  # each once
+
+
+def test_encoding_by_parts_does_not_depend_on_the_batch(tiny_bert_folder):
+    prompts = [(TEXTS[0], TEXTS[1]), (TEXTS[2],), (TEXTS[3], TEXTS[0], TEXTS[2])]
+    together = encode_parts(PromptEncoder(str(tiny_bert_folder)), prompts)
+    turned = encode_parts(PromptEncoder(str(tiny_bert_folder)), prompts[::-1])
+    assert torch.allclose(turned.flip(0), together, atol=1e-5)
+    assert not together.requires_grad
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = encode_parts(PromptEncoder(str(tiny_bert_folder)), [prompt])
+        assert torch.allclose(alone[0], row, atol=1e-5)
+    whole = PromptEncoder(str(tiny_bert_folder))([TEXTS[2]])
+    assert torch.allclose(together[1], whole[0], atol=1e-5)  # one part: the same as the whole
+
+
+def test_batches_are_bounded_and_of_like_lengths(encoder):
+    sizes, encode = [], encoder._encode
+
+    def counted(texts):
+        sizes.append([len(text) for text in texts])
+        return encode(texts)
+
+    encoder._encode = counted
+    encoder(["x" * k for k in range(1, 6)] + ["y " * 4000 + str(k) for k in range(9)])
+    assert [len(batch) for batch in sizes] == [4, 4, 1, 3, 2]
+    assert sizes[-2:] == [[5, 4, 3], [2, 1]]
 
 
 def test_encoder_is_frozen(encoder):

@@ -20,7 +20,7 @@ from torchmetrics import CatMetric
 
 from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
-from rpp.agents.state import Observation, PromptEncoder, StateEncoder
+from rpp.agents.state import Observation, PromptEncoder, StateEncoder, encode_parts
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.metrics import METRICS, ndcg, target_ranks
 from rpp.prompts.compose import Prompt, compose
@@ -64,6 +64,9 @@ class RPPModule(LightningModule):
         hidden_dim: Width of the agents' hidden layers.
         prompt_encoder: ``minilm-l6`` (embedded), a local folder, or a hub id such as the paper's
             ``bert-base-uncased``.
+        prompt_encoding: ``whole``: the prompt as one text (the paper), which takes a CPU longer
+            than all the rest of the learning. ``parts``: the mean over the encodings of a prompt's
+            sentences and titles, each of which is encoded once.
         policy_seed: Of the agents' initial weights and their exploration.
         n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
         learn: The patterns that are personalised, for example ``[reasoning]``; all others say what
@@ -88,6 +91,7 @@ class RPPModule(LightningModule):
         max_grad_norm: float = 1.0,
         hidden_dim: int = 64,
         prompt_encoder: str = "minilm-l6",
+        prompt_encoding: Literal["parts", "whole"] = "whole",
         policy_seed: int = 0,
         n_static_prompts: int = 8,
         learn: list[str] | None = None,
@@ -113,6 +117,7 @@ class RPPModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.hidden_dim = hidden_dim
         self.encoder = PromptEncoder(prompt_encoder)
+        self.prompt_encoding = prompt_encoding
         self.policy_seed = policy_seed
         self.n_static_prompts = n_static_prompts
         self.ranker: Ranker | None = None  # handed over by RewardEnvironment
@@ -450,7 +455,10 @@ class RPPModule(LightningModule):
         return Step(episodes, actions, lengths, prompts, self.ranker.rank(prompts, episodes))
 
     def _observe(self, turn: Step) -> Observation:
-        encodings = self.encoder([prompt.text for prompt in turn.prompts])
+        if self.prompt_encoding == "parts":
+            encodings = encode_parts(self.encoder, [prompt.parts for prompt in turn.prompts])
+        else:
+            encodings = self.encoder([prompt.text for prompt in turn.prompts])
         return self.states.observe(encodings, turn.rankings, turn.episodes)
 
     def _reward(self, turn: Step) -> Tensor:
@@ -481,6 +489,7 @@ class RPPModule(LightningModule):
             "collaborative vectors": vectors,
             "patterns": self.patterns.fingerprint,
             "prompt encoder": self.encoder.model,
+            "prompt encoding": self.prompt_encoding,
             "data name": str(self.data_summary["settings"]["name"]),
             "patterns file": self.patterns_file,
         }
@@ -524,6 +533,7 @@ class RPPModule(LightningModule):
             "data set": "use the data settings it was trained with",
             "patterns": "use the patterns file, unchanged, and the model.learn of its training",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
+            "prompt encoding": "set model.init_args.prompt_encoding to the other value",
             "collaborative vectors": "restore the collaborative.safetensors of the training run",
         }.items():
             if theirs.get(key) != ours[key]:

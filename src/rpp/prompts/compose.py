@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rpp.prompts.options import Answer
 from rpp.prompts.patterns import SENTENCES, Patterns
@@ -38,18 +38,20 @@ class Prompt:
         text: The whole text.
         sentences: The sentence of each pattern in the order of ``Patterns.parts``, the history as
             its length.
-        chosen: The same before a refiner reworded them.
         answer: What the reply should consist of.
         n_history: Interactions shown.
         n_dropped: Interactions left out because the model's context had no room for them.
+        parts: What it is put together from: sentences, headings, and titles without numbers.
+        chosen: The sentences before a refiner reworded them.
     """
 
     text: str
     sentences: tuple[str, ...]
-    chosen: tuple[str, ...] = ()
     answer: Answer = "titles"
     n_history: int = 0
     n_dropped: int = 0
+    parts: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
 
 def identifier(position: int) -> str:
@@ -118,32 +120,33 @@ def _compose(
     about = {}
     if patterns.profile is not None:
         about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
-    candidates = ""
+    opening = [_said(text) for text in (sentences["role"], *about.values()) if text]
+    closing = [_said(text) for text in (sentences["reasoning"], sentences["format"]) if text]
+    candidates = []
     if display.show_candidates:
-        lines = [f"{identifier(k)}. {item.title}" for k, item in enumerate(episode.candidates)]
-        candidates = "\n".join([fill(patterns.candidates_heading), *lines])
+        names = [identifier(k) for k in range(len(episode.candidates))]
+        candidates = _listed(fill(patterns.candidates_heading), names, episode.candidates)
     wanted = min(length, len(episode.history))
     for n_history in range(wanted, 0, -1):
-        history = "\n".join(
-            [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
-        )
-        opening = [sentences["role"], *about.values()]
-        facts = (
-            [*opening, history, candidates]
-            if display.layout == "paper"
-            else [history, candidates, *opening]
-        )
-        parts = [*facts, sentences["reasoning"], sentences["format"]]
-        text = "\n".join(part for part in parts if part)
+        numbers = [str(number) for number in range(1, n_history + 1)]
+        past = episode.history[-n_history:]
+        history = _listed(fill(patterns.history_heading), numbers, past)
+        if display.layout == "paper":
+            lines = [*opening, *history, *candidates, *closing]
+        else:
+            lines = [*history, *candidates, *opening, *closing]
+        text = "\n".join(line.text for line in lines)
         if fits(text):
             shown = {**about, "history": str(n_history)}
+            originals = {name: fill(sentence) for name, sentence in chosen.items()} | shown
             return Prompt(
                 text,
-                tuple((sentences | shown)[part] for part in patterns.parts),
-                tuple(({k: fill(v) for k, v in chosen.items()} | shown)[p] for p in patterns.parts),
+                tuple((sentences | shown)[pattern] for pattern in patterns.parts),
                 display.answer,
                 n_history,
-                wanted - n_history,
+                n_dropped=wanted - n_history,
+                parts=tuple(line.part for line in lines),
+                chosen=tuple(originals[pattern] for pattern in patterns.parts),
             )
     raise InputError(
         f"the prompt of user {episode.user_id or episode.user} does not fit the language model's"
@@ -151,5 +154,17 @@ def _compose(
     )
 
 
-def _numbered(items: Sequence[Item]) -> list[str]:
-    return [f"{number}. {item.title}" for number, item in enumerate(items, start=1)]
+class _Line(NamedTuple):
+    """A line of a prompt, and what of it is a part: the title without its number."""
+
+    text: str
+    part: str
+
+
+def _said(sentence: str) -> _Line:
+    return _Line(sentence, sentence)
+
+
+def _listed(heading: str, marks: Sequence[str], items: Sequence[Item]) -> list[_Line]:
+    entries = zip(marks, items, strict=True)
+    return [_said(heading), *(_Line(f"{mark}. {item.title}", item.title) for mark, item in entries)]
