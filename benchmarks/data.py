@@ -315,7 +315,7 @@ def work(job: Job) -> None:
     result = run()
     seconds, cpu = perf_counter() - started, process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_mb = peak / (1_000_000 if sys.platform == "darwin" else 1_000)
+    peak_mb = peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, KiB elsewhere
     sys.stdout.write(
         "\n" + json.dumps({"seconds": seconds, "cpu": cpu, "peak_mb": peak_mb, **result})
     )
