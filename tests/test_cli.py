@@ -452,30 +452,31 @@ def test_profile_overlay(here, learn):
 
 
 def test_a_profile_overlay_without_profiles_ends_in_one_sentence(here, capsys):
+    overlay = yaml.safe_load((here / "small.yaml").read_text())
+    del overlay["data"]["init_args"]["custom"]["profiles"]
+    (here / "small.yaml").write_text(yaml.safe_dump(overlay))
     with pytest.raises(SystemExit) as stop:
-        run(command("fit", "--config", "conf/profile.yaml", "--data.custom.profiles", "null"))
+        run(command("fit", "--config", "conf/profile.yaml"))
     assert stop.value.code == 2
     assert "the data set 'custom' knows no user's age" in capsys.readouterr().err
 
 
-TABLE = [
-    (d, m)
-    for d in ("ml-1m", "games", "lastfm")
-    for m in ("llama2-7b-chat", "chatgpt", "alpaca-lora")
-]
+CELLS = [("ml-1m", "llama2-7b-chat"), ("games", "chatgpt"), ("lastfm", "alpaca-lora")]
+"""Each data set and each language model of Table 4 once; their overlays do not touch."""
 
 
-@pytest.mark.parametrize(("data", "llm"), TABLE)
-def test_every_cell_of_the_papers_tables(
-    here, tiny_llm_folder, tiny_bert_folder, server, data, llm
+@pytest.mark.parametrize("plus", [False, True], ids=["rpp", "rpp_plus"])
+@pytest.mark.parametrize(("data", "llm"), CELLS)
+def test_cells_of_the_papers_tables(
+    here, tiny_llm_folder, tiny_bert_folder, server, data, llm, plus
 ):
     """The command of conf/paper/setup.yaml on raw files, with tiny models in the weights' place."""
     RAW[data](here / "raw")
     model = "m" if llm == "chatgpt" else str(tiny_llm_folder)
     small = {
-        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder)}},
-        "data": {"init_args": {"raw_dir": "raw", "min_interactions": 0, "n_train_users": 12,
-                               "n_validation_users": 4, "n_test_users": 4,
+        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder), "n_static_prompts": 1}},
+        "data": {"init_args": {"raw_dir": "raw", "min_interactions": 0, "n_train_users": 4,
+                               "n_validation_users": 2, "n_test_users": 2,
                                "lightgcn": {"n_epochs": 1, "dim": 8}}},
         "environment": {"llm": {"init_args": {"model": model, "max_new_tokens": 4}},
                         "cache_dir": None},
@@ -487,7 +488,6 @@ def test_every_cell_of_the_papers_tables(
         small["environment"]["llm"]["init_args"] |= {"revision": None, "quantization": None}
     (here / "small.yaml").write_text(yaml.safe_dump(small))
     names = ["rpp", f"data/{data}", f"llm/{llm}", "paper/setup", "paper/rpp_plus"]
-    plus = (data, llm) in TABLE[::4]
     options = [word for name in names[: 4 + plus] for word in ("--config", f"conf/{name}.yaml")]
     options += ["--config", "small.yaml", "--seed_everything", "3", "--trainer.max_epochs", "1"]
     made = main(["fit", *options])

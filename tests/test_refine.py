@@ -42,6 +42,7 @@ EXAMPLE = "Write every line of the ranking like this: x. film title"
         ("role", "You know films.", "You know {genre} films.", "its placeholders are not"),
         ("role", "You know films.", "You know }films.", "its placeholders are not"),
         ("role", "You know films.", "The sentence: know films!", "it talks about the rewriting"),
+        ("role", "You know films.", "The new instruction is: know!", "it talks about the rewr"),
         ("role", "You know films.", "You answer promptly about films.", ""),
         ("role", "A prompt expert.", "You are an expert on prompts.", ""),
         ("reasoning", RANK, "By my taste, rank all {n_candidates} films.", ""),

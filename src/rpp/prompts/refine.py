@@ -164,7 +164,9 @@ _RANK = re.compile(r"\b(rank|rerank|arrang|sort|prioriti|order(?!\s+to\b))", re.
 _PLACE = re.compile(r"\b(first|top|highest|best|closest)\b", re.IGNORECASE)
 _LIST = re.compile(r"\b(number|list|rank|line|order(?!\s+to\b))", re.IGNORECASE)
 _LETTER = re.compile(r"\bletters?\b", re.IGNORECASE)
-_ABOUT_ITSELF = re.compile(r"\b(sentence|prompts?\b|rewrit|rephras|language model)", re.IGNORECASE)
+_ABOUT_ITSELF = re.compile(
+    r"\b(instruction|sentence|prompts?\b|reword|rewrit|rephras|language model)", re.IGNORECASE
+)
 _LIST_ENTRY = re.compile(r"(\d+|[A-Z]{1,2})[.):]\s|[-*•]\s")
 
 
