@@ -166,9 +166,11 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 against torch 2.13
         ".*does not have many workers.*",  # episodes are small Python objects
         ".*exists and is not empty.*",  # a run of the same name replaces the former checkpoints
+        ".*is_gradient_checkpointing.*",  # peft 0.21 reads a name that transformers 5 has renamed
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # misses a package it can do without
     disable_progress_bar()
