@@ -13,7 +13,7 @@ be the mean over the parts of the prompt (:func:`encode_parts`), as in the embed
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -27,8 +27,11 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from rpp.assets import resolve_model
 from rpp.types import Episode, InputError, Ranking
 
-BATCH_SIGNS = 32_768
-"""Signs encoded at once, the padding of shorter texts included: about 8,000 tokens."""
+BATCH_TEXTS = 8
+"""Texts encoded at once."""
+
+TOKEN_STEP = 8
+"""Texts are padded to a multiple of so many tokens."""
 
 
 class PromptEncoder:
@@ -92,10 +95,11 @@ class PromptEncoder:
         """Encode texts.
 
         Returns:
-            Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone.
+            Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone, to the
+            last bit.
         """
-        for some in _batches({text for text in texts if text not in self._known}):
-            self._known.update(zip(some, self._encode(some), strict=True))
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            self._known.update(zip(new, self._encode(new), strict=True))
         rows = torch.stack([self._known[text] for text in texts])
         for text in texts:
             self._known.move_to_end(text)
@@ -103,31 +107,41 @@ class PromptEncoder:
             self._known.popitem(last=False)
         return rows
 
-    @torch.no_grad()
     def _encode(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(self.network.device)
-        hidden: Tensor = self.network(**tokens).last_hidden_state
+        """Encode texts in batches of one shape for all texts of like lengths.
+
+        Another shape is another order of additions. A resumed run meets a text beside others than
+        the run it goes on with did, and is to end with the same numbers.
+        """
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens).input_ids
+        rows_of_width: dict[int, list[int]] = {}
+        for row, own in enumerate(tokens):
+            width = min(-(-len(own) // TOKEN_STEP) * TOKEN_STEP, self.max_tokens)
+            rows_of_width.setdefault(width, []).append(row)
+        pooled = torch.empty(len(texts), self.dim)
+        for width, rows in rows_of_width.items():
+            for start in range(0, len(rows), BATCH_TEXTS):
+                some = rows[start : start + BATCH_TEXTS]
+                pooled[some] = self._pool([tokens[row] for row in some], width)
+        return pooled
+
+    @torch.no_grad()
+    def _pool(self, tokens: list[list[int]], width: int) -> Tensor:
+        """Pooled vector of each text's own tokens, in a batch of the full shape."""
+        padded = torch.full((BATCH_TEXTS, width), self.tokenizer.pad_token_id)
+        mask = torch.zeros(BATCH_TEXTS, width, dtype=torch.long)
+        mask[:, 0] = 1  # of the empty rows
+        for row, own in enumerate(tokens):
+            padded[row, : len(own)] = torch.tensor(own)
+            mask[row, : len(own)] = 1
+        padded, mask = padded.to(self.network.device), mask.to(self.network.device)
+        hidden = self.network(input_ids=padded, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
-            return hidden[:, 0].cpu()
-        mask = tokens["attention_mask"][..., None].to(hidden)
-        means: Tensor = ((hidden * mask).sum(1) / mask.sum(1)).cpu()
-        return means
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in batches of bounded size and like lengths, so that little of it is padding."""
-    batch: list[str] = []
-    for text in sorted(texts, key=lambda text: (-len(text), text)):
-        if batch and (
-            len(batch[0]) * (len(batch) + 1) > BATCH_SIGNS or 2 * len(text) < len(batch[0])
-        ):
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
-        yield batch
+            first: Tensor = hidden[: len(tokens), 0].cpu()
+            return first
+        weights = mask[..., None].to(hidden)
+        means: Tensor = ((hidden * weights).sum(1) / weights.sum(1)).cpu()
+        return means[: len(tokens)]
 
 
 def encode_parts(
