@@ -38,18 +38,18 @@ class Prompt:
         text: The whole text.
         sentences: The sentence of each pattern in the order of ``Patterns.parts``, the history as
             its length.
-        chosen: The same before a refiner reworded them.
         answer: What the reply should consist of.
         n_history: Interactions shown.
         n_dropped: Interactions left out because the model's context had no room for them.
+        chosen: The sentences as the patterns file has them, before a refiner reworded any.
     """
 
     text: str
     sentences: tuple[str, ...]
-    chosen: tuple[str, ...] = ()
     answer: Answer = "titles"
     n_history: int = 0
     n_dropped: int = 0
+    chosen: tuple[str, ...] = ()
 
 
 def identifier(position: int) -> str:
@@ -113,11 +113,12 @@ def _compose(
         return text.replace("{n_candidates}", str(len(episode.candidates)))
 
     options = patterns.chosen(actions)
-    chosen = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}
-    sentences = {name: fill(refine(text)) for name, text in chosen.items()}
-    about = {}
+    worded = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}
+    chosen = {name: fill(text) for name, text in worded.items()}
+    sentences = {name: fill(refine(text)) for name, text in worded.items()}
+    profile = ""
     if patterns.profile is not None:
-        about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
+        profile = patterns.profile.sentence(options["profile"], episode.profile)
     candidates = ""
     if display.show_candidates:
         lines = [f"{identifier(k)}. {item.title}" for k, item in enumerate(episode.candidates)]
@@ -127,7 +128,7 @@ def _compose(
         history = "\n".join(
             [fill(patterns.history_heading), *_numbered(episode.history[-n_history:])]
         )
-        opening = [sentences["role"], *about.values()]
+        opening = [sentences["role"], profile]
         facts = (
             [*opening, history, candidates]
             if display.layout == "paper"
@@ -136,14 +137,14 @@ def _compose(
         parts = [*facts, sentences["reasoning"], sentences["format"]]
         text = "\n".join(part for part in parts if part)
         if fits(text):
-            shown = {**about, "history": str(n_history)}
+            own = {"profile": profile, "history": str(n_history)}
             return Prompt(
                 text,
-                tuple((sentences | shown)[part] for part in patterns.parts),
-                tuple(({k: fill(v) for k, v in chosen.items()} | shown)[p] for p in patterns.parts),
+                tuple((sentences | own)[part] for part in patterns.parts),
                 display.answer,
                 n_history,
                 wanted - n_history,
+                tuple((chosen | own)[part] for part in patterns.parts),
             )
     raise InputError(
         f"the prompt of user {episode.user_id or episode.user} does not fit the language model's"
