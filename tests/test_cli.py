@@ -14,6 +14,8 @@ import yaml
 from test_data_prep import games, lastfm, ml_1m, ml_100k
 
 from rpp.cli import main, run
+from rpp.llms.cache import ReplyCache
+from rpp.llms.chat import ChatClient
 from rpp.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +251,26 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(here, server, capfd, u
     assert "error: base_url must be of the form" in printed.err
     assert "planted" not in printed.out + printed.err
     assert files_with(here, "planted") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "status"), [(("--environment.llm.max_total_tokens", "150"), {}), ((), {"401": 1.0})]
+)
+def test_a_run_that_ends_early_leaves_nothing_open(here, server, monkeypatch, options, status):
+    """Lightning calls no ``teardown`` after an error, and the connection once stayed open.
+
+    Its warning came at some later garbage collection, in a test that had nothing to do with it.
+    """
+    server.shares = status
+    closed = []
+    for kind in (ChatClient, ReplyCache):
+        close = kind.close
+        monkeypatch.setattr(
+            kind, "close", lambda self, close=close: (closed.append(type(self)), close(self))
+        )
+    with pytest.raises(SystemExit):
+        run(command("fit", *api(server, *options)))
+    assert sorted(kind.__name__ for kind in closed) == ["ChatClient", "ReplyCache"]
 
 
 def test_a_spent_budget_ends_in_one_sentence_and_nothing_is_paid_twice(here, server, capsys):

@@ -196,6 +196,9 @@ class RewardEnvironment(Callback):
                 highlight=False,
                 soft_wrap=True,
             )
+        if self.ranker is not None:  # teardown is not called; the module still reads the counters
+            self.ranker.llm.close()
+            self.ranker = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the language model and close the cache."""
