@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -137,14 +138,14 @@ def _fingerprint(*tables: pl.DataFrame) -> str:
                 digest.update("\n".join(column).encode())
                 continue
             if column.dtype == pl.List:
-                digest.update(_bytes(column.list.len()))
+                digest.update(_little_endian(column.list.len()))
                 column = column.explode()
-            digest.update(_bytes(column))
+            digest.update(_little_endian(column))
     return digest.hexdigest()
 
 
-def _bytes(numbers: pl.Series) -> bytes:
-    return numbers.to_numpy().astype("<u4").tobytes()
+def _little_endian(numbers: pl.Series) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(numbers.to_numpy(), dtype="<u4")  # a copy only where it must be
 
 
 def print_summary(summary: Summary, console: Console) -> None:
