@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -144,8 +143,8 @@ def _fingerprint(*tables: pl.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _little_endian(numbers: pl.Series) -> NDArray[np.uint32]:
-    return np.ascontiguousarray(numbers.to_numpy(), dtype="<u4")  # a copy only where it must be
+def _little_endian(numbers: pl.Series) -> memoryview:
+    return np.ascontiguousarray(numbers.to_numpy(), dtype="<u4").data  # a copy only if needed
 
 
 def print_summary(summary: Summary, console: Console) -> None:
