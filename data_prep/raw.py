@@ -97,8 +97,8 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
 def distinct(ids: pl.Series) -> pl.DataFrame:
     """The ``name``s in a column of users or items, and the ``code`` that stands for each."""
     codes = ids.to_physical().to_numpy()
-    somewhere = np.full(int(codes.max()) + 1, -1)  # a row in which the code stands
-    somewhere[codes] = np.arange(len(codes))
+    somewhere = np.full(int(codes.max()) + 1, -1, dtype=np.int32)  # a row with the code
+    somewhere[codes] = np.arange(len(codes), dtype=np.int32)
     used = np.flatnonzero(somewhere >= 0)
     return pl.DataFrame({"code": used, "name": ids.gather(somewhere[used]).cast(pl.String)})
 

@@ -137,14 +137,14 @@ def _fingerprint(*tables: pl.DataFrame) -> str:
                 digest.update("\n".join(column).encode())
                 continue
             if column.dtype == pl.List:
-                digest.update(_bytes(column.list.len()))
+                digest.update(_little_endian(column.list.len()))
                 column = column.explode()
-            digest.update(_bytes(column))
+            digest.update(_little_endian(column))
     return digest.hexdigest()
 
 
-def _bytes(numbers: pl.Series) -> bytes:
-    return numbers.to_numpy().astype("<u4").tobytes()
+def _little_endian(numbers: pl.Series) -> memoryview:
+    return np.ascontiguousarray(numbers.to_numpy(), dtype="<u4").data  # a copy only if needed
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,11 @@ N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
 MIN_LENGTH = 3
 """Interactions a user needs for an episode: one in each split."""
 
-_DIGIT = 20  # bits
+_DIGIT = 20
+"""Bits of a number that are sorted by at once."""
+
+_BLOCK = 1_000_000
+"""Interactions looked at together: what fits the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,15 @@ def _oldest_first(times: NDArray[np.float64]) -> NDArray[np.int32] | None:
 
 def _first_of_each(users: NDArray[np.uint32], items: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Whether an interaction is its user's first with its item; users stand together."""
-    by_item = stable_order(items)  # and so by user within an item, earlier ones first
-    users, items = users[by_item], items[by_item]
     first = np.ones(len(users), dtype=bool)
-    first[by_item[1:]] = (items[1:] != items[:-1]) | (users[1:] != users[:-1])
+    cuts = np.searchsorted(users, users[::_BLOCK])  # where the user of every so many-th row begins
+    for start, end in pairwise([*np.unique(cuts).tolist(), len(users)]):
+        own_users, own_items = users[start:end], items[start:end]
+        by_item = stable_order(own_items)  # and so by user within an item, earlier ones first
+        own_users, own_items = own_users[by_item], own_items[by_item]
+        first[start + by_item[1:]] = (own_items[1:] != own_items[:-1]) | (
+            own_users[1:] != own_users[:-1]
+        )
     return first
 
 

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from data_prep import folder as folder_module
-from data_prep import sources
+from data_prep import sources, splits
 from data_prep.__main__ import main
 from data_prep.files import sha256
 from data_prep.prepare import CustomFiles, DataSettings, prepare
@@ -409,6 +409,18 @@ def test_repeated_interactions_count_once_at_their_first_time():
     sequences = order_and_filter(interactions, 0)
     assert [sequences.item_ids[item] for item in sequences.of(0)] == ["a", "b", "c"]
     assert sequences.n_repeated == 2
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_repeated_interactions_are_found_in_blocks_of_any_size(monkeypatch, block):
+    monkeypatch.setattr(splits, "_BLOCK", block)
+    rng = np.random.default_rng(0)
+    log = [(f"u{rng.integers(9)}", f"i{rng.integers(6)}", float(k)) for k in range(200)]
+    schema = ["user_id", "item_id", "order"]
+    sequences = order_and_filter(pl.DataFrame(log, schema=schema, orient="row"), 0)
+    for user, name in enumerate(sequences.user_ids):
+        expected = list(dict.fromkeys(item for who, item, _ in log if who == name))
+        assert [sequences.item_ids[item] for item in sequences.of(user)] == expected
 
 
 def test_filter_is_repeated_until_stable():
