@@ -327,7 +327,7 @@ def test_the_papers_alpaca(here):
     """Rankings by title on the overlay's own settings; batches of 8, 16 of them an update."""
     options = ["--config", "conf/llm_tuning/ml-100k.yaml", "--config", "conf/paper/alpaca.yaml"]
     made = main(["fit", *options, "--config", "small.yaml", "--trainer.precision", "32"])
-    assert (here / "checkpoints/small/adapter_model.safetensors").is_file()
+    assert (here / "checkpoints/adapters/small/adapter_model.safetensors").is_file()
     assert made.model.lora.target_modules == {"q_proj", "v_proj"}
     assert made.datamodule.display.show_candidates
     assert made.datamodule.batch_size * made.trainer.accumulate_grad_batches == 128
