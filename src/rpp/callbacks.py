@@ -169,7 +169,7 @@ class RewardEnvironment(Callback):
         after = self.ranker.counters
         if trainer.is_global_zero:
             text = budget(pl_module.n_calls(stage), before, after, seconds, self.max_calls)
-            Console().print(text, highlight=False, soft_wrap=True)
+            _say(text)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -191,11 +191,7 @@ class RewardEnvironment(Callback):
         if isinstance(exception, LanguageModelStop) and trainer.training and folder is not None:
             path = Path(folder, "last.ckpt")
             trainer.save_checkpoint(path)
-            Console().print(
-                f"What was learnt so far is in {path}: go on with --ckpt_path last",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
         if self.ranker is not None:  # teardown is not called; the module still reads the counters
             self.ranker.llm.close()
             self.ranker = None
@@ -308,11 +304,9 @@ class ResultsTable(Callback):
         best = getattr(checkpoint, "best_model_path", "")
         score = getattr(checkpoint, "best_model_score", None)
         if best and score is not None and trainer.is_global_zero:
-            Console().print(
+            _say(
                 f"Best validation NDCG@10 {float(score):.3f} after {trainer.current_epoch} epochs:"
-                f" {best}\nNext: the same command with [bold]test[/] in place of fit",
-                highlight=False,
-                soft_wrap=True,
+                f" {best}\nNext: the same command with [bold]test[/] in place of fit"
             )
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -353,7 +347,7 @@ class ResultsTable(Callback):
                 " were; so in every row of the table."
             )
         for line in lines:
-            Console().print(line, highlight=False, soft_wrap=True)
+            _say(line)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_csv(self.folder / "results.csv", table)
         by_step = [
@@ -392,7 +386,7 @@ class ResultsTable(Callback):
         }
         (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
         charts.methods(table).savefig(self.folder / "methods.png", bbox_inches="tight")
-        Console().print(f"Written to {self.folder}", highlight=False, soft_wrap=True)
+        _say(f"Written to {self.folder}")
 
 
 class Predictions(BasePredictionWriter):
@@ -417,9 +411,12 @@ class Predictions(BasePredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False) for batch in predictions for row in batch]
         self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        Console().print(
-            f"{len(lines)} users written to {self.path}", highlight=False, soft_wrap=True
-        )
+        _say(f"{len(lines)} users written to {self.path}")
+
+
+def _say(text: str) -> None:
+    """Print a text as it is, only what is in rich's brackets set off."""
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def _tensorboard(trainer: Trainer) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 from rpp.llms.lines import Lines
-from rpp.llms.tree import Tree, batch_trees
+from rpp.llms.tree import Tree, attention_mask, batch_trees
 from rpp.types import InputError
 
 ATTENTION = {"full_attention", "sliding_attention"}
@@ -108,7 +109,7 @@ class Decoder:
 
     def log_probs(
         self, trees: Sequence[Tree], wanted: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
-    ) -> list[float]:
+    ) -> Tensor:
         """Log-probability of continuations, summed over their tokens.
 
         Args:
@@ -117,7 +118,7 @@ class Decoder:
                 tokens asked for.
 
         Returns:
-            One number a pair, tree by tree.
+            One number a pair, tree by tree, on the CPU in double precision.
         """
         hidden = self._pass(trees, None)
         pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
@@ -134,9 +135,7 @@ class Decoder:
                 strict=True,
             )
         ]
-        sums = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, owners, torch.cat(parts))
-        values: list[float] = sums.tolist()
-        return values
+        return torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, owners, torch.cat(parts))
 
     def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden)
@@ -158,28 +157,23 @@ class Decoder:
             last: Whether the last token's keys and values are kept as well.
         """
         trees = [tree for some in passes for tree in some]
+        paths = [path for tree in trees for path in tree.paths]
         texts = [[tree.tokens[node] for node in path] for tree in trees for path in tree.paths]
-        width = max(map(len, texts))
-        ids = torch.full((len(texts), width), self.pad)
-        known = torch.zeros(len(texts), width, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            ids[row, width - len(text) :] = torch.tensor(text)
-            known[row, width - len(text) :] = True
+        ids, known = _pad_left(texts, self.pad)
+        columns = _pad_left(paths, 0)[0].to(self.device)
+        width = ids.shape[1]
         n_kept = width if last else width - 1
         cache = Cache(layers=[StaticLayer(width + room) for _ in range(self.n_layers)])
         parts: list[tuple[DynamicCache, Tensor, Tensor]] = []
         outputs = []
-        for some in passes:
+        sizes = [sum(len(tree.paths) for tree in some) for some in passes]
+        for some, places in zip(passes, columns.split(sizes), strict=True):
             own = DynamicCache()
             hidden = self._pass(some, own)
-            places = [(row, path) for row, tree in enumerate(some) for path in tree.paths]
-            rows = torch.tensor([row for row, _ in places]).to(self.device)
-            columns = torch.zeros(len(places), width, dtype=torch.long)
-            for k, (_, path) in enumerate(places):
-                columns[k, width - len(path) :] = torch.tensor(path)
-            columns = columns.to(self.device)
-            outputs.append(hidden[rows, columns[:, -1]])
-            parts.append((own, rows[:, None], columns[:, :n_kept]))
+            rows = torch.tensor([row for row, tree in enumerate(some) for _ in tree.paths])
+            rows = rows.to(self.device)
+            outputs.append(hidden[rows, places[:, -1]])
+            parts.append((own, rows[:, None], places[:, :n_kept]))
         for number in range(self.n_layers):
             keys, values = zip(*(_gather(*part, number) for part in parts), strict=True)
             cache.update(torch.cat(keys), torch.cat(values), number)
@@ -204,14 +198,9 @@ class Decoder:
         n_passed = 0
         while True:
             pending = [self._choose(row, each) for row, each in zip(scores, lines, strict=True)]
-            width = max(map(len, pending))
-            if width == 0:
+            ids, new = _pad_left(pending, self.pad)
+            if ids.shape[1] == 0:
                 return n_passed
-            ids = torch.full((len(pending), width), self.pad)
-            new = torch.zeros(len(pending), width, dtype=torch.bool)
-            for row, tokens in enumerate(pending):
-                ids[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
-                new[row, width - len(tokens) :] = True
             n_passed += int(new.sum())
             new = new.to(self.device)
             hidden = self._continue(ids.to(self.device), new, known, cache)
@@ -239,17 +228,25 @@ class Decoder:
         among = among & new[:, None, :] | torch.eye(width, dtype=torch.bool, device=ids.device)
         room = cache.get_max_length() - before.shape[2] - width
         visible = functional.pad(torch.cat([before, among], dim=2), (0, room))
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=ids.device)
-        mask = mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
         positions = known.sum(1, keepdim=True) + new.cumsum(1) - 1
         hidden: Tensor = self.network.get_decoder()(
             input_ids=ids,
-            attention_mask=mask[:, None],
+            attention_mask=attention_mask(visible, self.dtype),
             position_ids=positions.clamp(min=0),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         return hidden[:, -1]
+
+
+def _pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Rows of numbers filled up at their beginning, and which places are real, ``(B, W)``."""
+    numbers = [torch.tensor(row, dtype=torch.long) for row in rows]
+    real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return (
+        pad_sequence(numbers, batch_first=True, padding_value=value, padding_side="left"),
+        pad_sequence(real, batch_first=True, padding_value=False, padding_side="left"),
+    )
 
 
 def _gather(

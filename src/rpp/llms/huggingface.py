@@ -240,14 +240,21 @@ class HuggingFaceLanguageModel(LanguageModel):
             )
         return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
 
+    @property
+    def _special(self) -> bool:
+        """Whether the tokenizer adds its special tokens; a chat template writes them itself."""
+        return self.template != "chat"
+
     def encode(self, prompt: str, begun: str = "") -> list[int]:
         """Token ids of a prompt inside its template and the beginning of its reply."""
-        return self.encode_with_starts(self.render(prompt) + begun)[0]
+        text = self.render(prompt) + begun
+        return list(self.tokenizer(text, add_special_tokens=self._special).input_ids)
 
     def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
         """Token ids of a rendered prompt, and the place in it at which each begins."""
-        special = self.template != "chat"  # a chat template writes them itself
-        encoded = self.tokenizer(rendered, add_special_tokens=special, return_offsets_mapping=True)
+        encoded = self.tokenizer(
+            rendered, add_special_tokens=self._special, return_offsets_mapping=True
+        )
         return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
 
     def tokenize(self, text: str) -> list[int]:
@@ -389,7 +396,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                     ]
                     for tree in trees
                 ]
-                found += self.decoder.log_probs(trees, wanted)
+                found += self.decoder.log_probs(trees, wanted).tolist()
             for row in rows:
                 scores[row] = found[: len(tails[row])]
                 del found[: len(tails[row])]

@@ -21,7 +21,7 @@ class Batch:
 
     Attributes:
         passes: Trees that go through the network together.
-        rows: For every tree, the prompts it holds.
+        rows_of: For every tree, the prompts it holds.
     """
 
     passes: list[list[Tree]]

@@ -87,8 +87,21 @@ def batch_trees(trees: Sequence[Tree], pad: int, dtype: torch.dtype) -> TreeBatc
         ids[row, : len(tree)] = torch.tensor(tree.tokens)
         positions[row, : len(tree)] = torch.tensor(tree.depths)
         visible[row, : len(tree), : len(tree)] = torch.from_numpy(tree.visible())
-    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-    return TreeBatch(ids, positions, mask[:, None])
+    return TreeBatch(ids, positions, attention_mask(visible, dtype))
+
+
+def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores: 0, or the smallest number where nothing is to be seen.
+
+    Args:
+        visible: Which places each sees, ``(B, N, K)``.
+        dtype: Precision of the scores.
+
+    Returns:
+        Shape ``(B, 1, N, K)``, for all heads.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

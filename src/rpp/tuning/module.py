@@ -23,12 +23,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import CatMetric
 from transformers import get_cosine_schedule_with_warmup
 
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.llms.tree import Tree, batch_trees
+from rpp.llms.tree import Tree
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
@@ -183,20 +184,19 @@ class RankingAdapter(LightningModule):
         return ids[: self.max_tokens], learnt[: self.max_tokens]
 
     def _likelihood(self, encoded: Sequence[tuple[list[int], list[bool]]]) -> Tensor:
-        width = max(len(ids) for ids, _ in encoded)
-        pad = int(self.llm.tokenizer.pad_token_id or 0)
-        ids = torch.full((len(encoded), width), pad)
-        labels = torch.full((len(encoded), width), -100)
-        for row, (tokens, learnt) in enumerate(encoded):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, : len(tokens)] = torch.tensor(tokens).where(torch.tensor(learnt), -100)
-        ids, labels = ids.to(self.device), labels.to(self.device)
+        tokens = [torch.tensor(ids) for ids, _ in encoded]
+        targets = [
+            ids.where(torch.tensor(learnt), -100)
+            for ids, (_, learnt) in zip(tokens, encoded, strict=True)
+        ]
+        ids = pad_sequence(tokens, True, self.llm.decoder.pad).to(self.device)
+        labels = pad_sequence(targets, True, -100).to(self.device)
         # padding stands at the end, where a causal decoder's other tokens do not see it
-        hidden = self._hidden(input_ids=ids)[:, :-1]
+        decoder = self.llm.network.get_decoder()
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         wanted = labels[:, 1:]
         chosen = wanted >= 0
-        logits = self.llm.network.get_output_embeddings()(hidden[chosen])
-        return functional.cross_entropy(logits.float(), wanted[chosen])
+        return functional.cross_entropy(self.llm.decoder.logits(hidden[chosen]), wanted[chosen])
 
     def _listwise(self, batch: Sequence[Instruction]) -> Tensor:
         return torch.stack([self._candidate_loss(instruction) for instruction in batch]).mean()
@@ -207,23 +207,11 @@ class RankingAdapter(LightningModule):
         tree = Tree()
         for tail in tails:
             tree.add(head + tail[:-1])
-        packed = batch_trees([tree], int(self.llm.tokenizer.pad_token_id or 0), self.llm.dtype)
-        hidden = self._hidden(
-            input_ids=packed.ids.to(self.device),
-            attention_mask=packed.mask.to(self.device),
-            position_ids=packed.positions.to(self.device),
-        )[0]
-        places = torch.tensor([k for path in tree.paths for k in path[len(head) - 1 :]])
-        wanted = torch.tensor([token for tail in tails for token in tail]).to(self.device)
-        logits = self.llm.network.get_output_embeddings()(hidden[places.to(self.device)])
-        log_probs = -functional.cross_entropy(logits.float(), wanted, reduction="none")
-        scores = torch.stack([part.sum() for part in log_probs.split([len(t) for t in tails])])
+        wanted = [
+            (path[len(head) - 1 :], tail) for path, tail in zip(tree.paths, tails, strict=True)
+        ]
+        scores = self.llm.decoder.log_probs([tree], [wanted])
         return -scores.log_softmax(0)[0]
-
-    def _hidden(self, **inputs: Tensor) -> Tensor:
-        decoder = self.llm.network.get_decoder()
-        hidden: Tensor = decoder(**inputs, use_cache=False).last_hidden_state
-        return hidden
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients."""
@@ -233,7 +221,7 @@ class RankingAdapter(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """A fresh ranker: what the model answered before it changed is of no use."""
-        self.ranker = Ranker(
+        self.val_ranker = Ranker(
             self.llm,
             self.decoding,
             show_candidates=self.show_candidates,
@@ -246,9 +234,14 @@ class RankingAdapter(LightningModule):
         lengths = [min(self.n_history, len(episode.history)) for episode in batch]
         actions = [[0] * len(self.patterns.n_actions)] * len(batch)
         prompts = compose(
-            batch, self.patterns, actions, lengths, self.ranker.display, fits=self.ranker.fits
+            batch,
+            self.patterns,
+            actions,
+            lengths,
+            self.val_ranker.display,
+            fits=self.val_ranker.fits,
         )
-        self.val_ranks.update(target_ranks(self.ranker.rank(prompts, batch), batch))
+        self.val_ranks.update(target_ranks(self.val_ranker.rank(prompts, batch), batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; keep the adapter if it is the best so far."""
