@@ -175,7 +175,7 @@ class RPPModule(LightningModule):
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play one episode per user; with one-step returns, update all agents after every step."""
-        lengths = self._first_lengths(batch)
+        lengths = self.patterns.first_lengths(batch)
         state = self.states.initial(self._user_vectors(batch))
         transitions: list[tuple[Decision, Tensor, Tensor]] = []
         for step in range(self.n_steps):
@@ -251,13 +251,13 @@ class RPPModule(LightningModule):
         Returns:
             The steps played; with ``blind`` the last one alone.
         """
-        lengths = self._first_lengths(episodes)
+        lengths = self.patterns.first_lengths(episodes)
         state = self.states.initial(self._user_vectors(episodes))
         steps: list[Step] = []
         for step in range(n_steps):
             actions = choose(state, step, episodes)
             if blind and step < n_steps - 1:
-                lengths = self._next_lengths(episodes, actions, lengths)
+                lengths = self.patterns.next_lengths(episodes, actions.tolist(), lengths)
                 continue
             turn = self._ask(episodes, actions, lengths)
             lengths = turn.lengths
@@ -422,21 +422,9 @@ class RPPModule(LightningModule):
             [[item.index for item in episode.history] for episode in episodes],
         ).to(self.device)
 
-    def _first_lengths(self, episodes: Sequence[Episode]) -> list[int]:
-        return [min(self.patterns.history.start, len(episode.history)) for episode in episodes]
-
-    def _next_lengths(
-        self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]
-    ) -> list[int]:
-        chosen = [self.patterns.chosen(row)["history"] for row in actions.tolist()]
-        return [
-            min(self.patterns.history.next_length(length, action), len(episode.history))
-            for episode, action, length in zip(episodes, chosen, lengths, strict=True)
-        ]
-
     def _ask(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
         """Prompts from actions, rankings from prompts."""
-        lengths = self._next_lengths(episodes, actions, lengths)
+        lengths = self.patterns.next_lengths(episodes, actions.tolist(), lengths)
         return self._send(episodes, actions, lengths)
 
     def _ask_static(self, episodes: Sequence[Episode], static: StaticPrompt) -> Step:

@@ -33,7 +33,7 @@ from rpp.prompts.reading import (
     text,
     texts,
 )
-from rpp.types import InputError
+from rpp.types import Episode, InputError
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
@@ -125,6 +125,22 @@ class Patterns:
     def chosen(self, actions: Sequence[int]) -> dict[str, int]:
         """The option of every pattern, from ``P`` actions; without a choice the only one."""
         return dict.fromkeys(self.parts, 0) | dict(zip(self.names, actions, strict=True))
+
+    def first_lengths(self, episodes: Sequence[Episode]) -> list[int]:
+        """``l_0`` of every user: interactions shown before the first action."""
+        return [min(self.history.start, len(episode.history)) for episode in episodes]
+
+    def next_lengths(
+        self,
+        episodes: Sequence[Episode],
+        actions: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+    ) -> list[int]:
+        """``l_t`` of every user after ``(B, P)`` actions."""
+        return [
+            min(self.history.next_length(length, self.chosen(row)["history"]), len(episode.history))
+            for episode, row, length in zip(episodes, actions, lengths, strict=True)
+        ]
 
     @property
     def fingerprint(self) -> str:
