@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rpp.metrics import Interval, chance
+from rpp.metrics import Interval, chance, mean_interval
 from rpp.prompts.patterns import Patterns
 from rpp.types import InputError
 
@@ -67,6 +68,55 @@ def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     axis.set_xlabel("NDCG@10 of test users, 95 % bootstrap interval")
     axis.legend(loc="lower right")
     return figure
+
+
+def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> Figure:
+    """NDCG@10 after every step of an episode, one line per policy.
+
+    Args:
+        rounds: Scores of the test users by policy, one per step.
+        n_candidates: ``M``, which decides what chance is.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, values) in enumerate(rounds.items()):
+        # a little apart, so that the bars of different policies do not cover each other
+        steps = [step + 0.04 * (place - (len(rounds) - 1) / 2) for step in range(1, len(values) + 1)]
+        _with_bars(axis, steps, values, name)
+    axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+    axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    return figure
+
+
+def by_position(
+    scores: Mapping[str, Tensor], positions: Tensor, n_candidates: int = 10
+) -> Figure:
+    """NDCG@10 by the place at which the target was displayed, one line per method.
+
+    Args:
+        scores: NDCG@10 of every user by method, ``(B,)``.
+        positions: Where the user's target stood in the list, from 1, ``(B,)``.
+        n_candidates: ``M``.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, values) in enumerate(scores.items()):
+        occupied = [k for k in range(1, n_candidates + 1) if bool((positions == k).any())]
+        means = [mean_interval(values[positions == k]) for k in occupied]
+        _with_bars(axis, [k + 0.1 * place for k in occupied], means, name)
+    axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+    axis.set(xlabel="displayed position of the target", ylabel="NDCG@10, 95 % interval", ylim=(0, 1))
+    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    return figure
+
+
+def _with_bars(axis: Any, places: Sequence[float], values: Sequence[Interval], label: str) -> None:
+    heights = [value.mean for value in values]
+    below = [value.mean - value.low for value in values]
+    above = [value.high - value.mean for value in values]
+    axis.errorbar(places, heights, yerr=[below, above], marker="o", capsize=2, label=label)
 
 
 def training(run: Path, n_candidates: int = 10) -> Figure:

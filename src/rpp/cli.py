@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -55,8 +56,19 @@ class CLI(LightningCLI):
                     path.replace(path.with_suffix(".previous.ckpt"))
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before anything is loaded: never test untrained weights silently."""
+        """Find the checkpoint before anything is loaded: never test untrained weights silently.
+
+        Raises:
+            InputError: If there is none, or a comparison is to be fitted.
+        """
         config = self.config[self.subcommand]
+        if not getattr(locate(config.model.class_path), "starts_from_checkpoint", True):
+            if self.subcommand != "test":
+                raise InputError(
+                    f"a comparison fits what it needs itself: run `python train.py test` in place"
+                    f" of {self.subcommand}"
+                )
+            return
         path = resolve_checkpoint(str(self.subcommand), config.get("ckpt_path"), config.name)
         config["ckpt_path"] = None if path is None else str(path)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm, permutation_test
 from torch import Tensor
 
 from rpp.types import Episode, Ranking
@@ -91,6 +91,27 @@ def chance(name: str, n_candidates: int) -> float:
     return float(METRICS[name](every_rank).mean())
 
 
+def chance_interval(
+    name: str, n_candidates: int, n_users: int, confidence: float
+) -> tuple[float, float]:
+    r"""Where the mean over users lies if every target's rank is uniform on ``1..n_candidates``.
+
+    .. math:: \mu \pm z \sigma / \sqrt{n}
+
+    with the exact mean and standard deviation of the metric over all ranks.
+
+    Args:
+        name: Name of a metric.
+        n_candidates: ``M``.
+        n_users: :math:`n`.
+        confidence: Probability mass of the interval, two-sided.
+    """
+    values = METRICS[name](torch.arange(1, n_candidates + 1, dtype=torch.float64))
+    spread = float(values.std(correction=0)) / n_users**0.5
+    low, high = norm.interval(confidence, loc=float(values.mean()), scale=spread)
+    return float(low), float(high)
+
+
 class Interval(NamedTuple):
     """A mean over users with the ends of its confidence interval."""
 
@@ -127,3 +148,25 @@ def mean_interval(
 def paired_difference(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> Interval:
     """Mean over users of ``ours - theirs`` with its 95 % bootstrap interval; shapes ``(B,)``."""
     return mean_interval(ours - theirs, seed=seed)
+
+
+def paired_p_value(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> float:
+    """Two-sided p-value of no difference: signs of each user's difference exchanged at random.
+
+    Args:
+        ours: One value per user, shape ``(B,)``; users with ``nan`` on either side are left out.
+        theirs: Likewise, of the same users.
+        seed: Of the resampling.
+
+    Returns:
+        1 if no user differs.
+    """
+    difference = (ours - theirs).numpy()
+    difference = difference[np.isfinite(difference)]
+    if not difference.any():
+        return 1.0
+    test = permutation_test(
+        (difference,), np.mean, permutation_type="samples", n_resamples=9999,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(test.pvalue)

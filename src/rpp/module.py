@@ -22,6 +22,7 @@ from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, unif
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 from rpp.agents.state import Observation, PromptEncoder, StateEncoder, encode_parts
 from rpp.data.collaborative import CollaborativeVectors
+from rpp.data.datamodule import EpisodeDataModule
 from rpp.metrics import METRICS, ndcg, target_ranks
 from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.patterns import load_patterns
@@ -147,14 +148,24 @@ class RPPModule(LightningModule):
                 f"RPP runs in one process, not {self.trainer.world_size}: set trainer.devices to 1;"
                 " put a language model on several GPUs behind a server (conf/llm/server.yaml)"
             )
-        if hasattr(self, "agents"):
-            return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(self, "agents"):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.build(data, self.trainer.strategy.root_device)
+
+    def build(self, data: EpisodeDataModule, device: torch.device) -> None:
+        """Make agents and state encoder, untrained.
+
+        Args:
+            data: The users, and the vectors the state begins with.
+            device: Where the prompt encoder works.
+
+        Raises:
+            InputError: If prompts tell what the data set does not know of its users.
+        """
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
         people = (episode.profile for split in SPLITS for episode in data.episodes(split))
         self.patterns.check_profiles(people, str(self.data_summary["settings"]["name"]))
-        device = self.trainer.strategy.root_device
         if device.type != "cpu":
             self.encoder.place(device)
         with torch.random.fork_rng(devices=[]):
@@ -485,11 +496,13 @@ class RPPModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what the weights belong to."""
         checkpoint["rpp"] = self.belonging
-        checkpoint["trained_with"] = self._environment()
+        checkpoint["trained_with"] = self.environment
         if self.refiner is not None:
             checkpoint["refinements"] = self.refiner.answers
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """Language model, decoding and refiner by fingerprint; empty without a ranker."""
         ranker = self.ranker
         if ranker is None:
             return {}
@@ -511,7 +524,7 @@ class RPPModule(LightningModule):
             and self.trained_with.get("refiner") == self.refiner.fingerprint
         ):
             self.refiner.recall(checkpoint["refinements"])
-        if self.ranker is not None and self.trained_with != self._environment():
+        if self.ranker is not None and self.trained_with != self.environment:
             rank_zero_info(
                 "This policy was trained with another language model, decoding or"
                 f" refiner ({self.trained_with}): what follows shows how well it transfers."

@@ -83,3 +83,12 @@ class PromptMethod(ABC):
         Returns:
             The ranking of any users' candidates.
         """
+
+    @abstractmethod
+    def n_calls(self, task: Task, n_users: int) -> int:
+        """Largest number of calls to the language model, for the budget said beforehand.
+
+        Args:
+            task: The task.
+            n_users: Test users.
+        """

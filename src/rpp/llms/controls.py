@@ -49,6 +49,14 @@ def says_nothing(prompt: str) -> str:
     return "I cannot help with that."
 
 
+Behaviour = Literal[
+    "copies_the_list",
+    "echoes_on_one_line",
+    "names_one_position",
+    "answers_at_random",
+    "says_nothing",
+]
+
 SKILL_LESS = (
     copies_the_list,
     echoes_on_one_line,
@@ -65,15 +73,6 @@ class ControlLanguageModel(ScriptedLanguageModel):
         behaviour: What it does in place of ranking.
     """
 
-    def __init__(
-        self,
-        behaviour: Literal[
-            "copies_the_list",
-            "echoes_on_one_line",
-            "names_one_position",
-            "answers_at_random",
-            "says_nothing",
-        ],
-    ) -> None:
+    def __init__(self, behaviour: Behaviour) -> None:
         by_name = {reply.__name__: reply for reply in SKILL_LESS}
         super().__init__(reply=by_name[behaviour], name=behaviour)

@@ -1,0 +1,224 @@
+"""The comparison: ``python train.py test --config conf/compare.yaml``.
+
+Controls first, then every method in turn: it learns on training and validation users, then ranks
+all test users. The test targets are looked at when all have ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import torch
+from lightning import LightningModule
+from rich.console import Console
+from torch import Tensor
+
+from rpp.baselines.base import Recommender, rank
+from rpp.comparison.base import PromptMethod, Ranks, Task
+from rpp.comparison.controls import control_ranks, suspicious
+from rpp.comparison.static import Manual
+from rpp.llms.base import LanguageModelError, LanguageModelStop
+from rpp.metrics import target_ranks
+from rpp.prompts.patterns import load_patterns
+from rpp.prompts.refine import Refiner
+from rpp.ranker import Counters, Ranker
+from rpp.types import Episode, InputError, Ranking, final_scoring
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method has cost.
+
+    Attributes:
+        prompts: Prompts it needed, to decide and for the test users.
+        calls: How many of them the language model answered; the others were in the cache.
+        prompt_tokens: Tokens of these calls.
+        reply_tokens: Likewise.
+        seconds: Time for everything.
+    """
+
+    prompts: int = 0
+    calls: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def between(cls, before: Counters, after: Counters, seconds: float) -> Cost:
+        """Of what happened between two readings."""
+        calls = after.calls - before.calls
+        return cls(
+            calls + after.cache_hits - before.cache_hits,
+            calls,
+            after.prompt_tokens - before.prompt_tokens,
+            after.reply_tokens - before.reply_tokens,
+            seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method did.
+
+    Attributes:
+        method: The method.
+        rankings: One per test user.
+        cost: What it has cost.
+    """
+
+    method: Recommender | PromptMethod
+    rankings: Sequence[Ranking]
+    cost: Cost
+
+    @property
+    def peeks(self) -> bool:
+        """Whether it is an oracle, which looks at the test targets."""
+        return isinstance(self.method, PromptMethod) and self.method.peeks
+
+    @property
+    def valid(self) -> float | None:
+        """Share of replies that named every candidate; ``None`` for a recommender."""
+        if isinstance(self.method, Recommender):
+            return None
+        return sum(each.status == "valid" for each in self.rankings) / len(self.rankings)
+
+
+class Comparison(LightningModule):
+    """Recommenders and prompt methods on the same users, candidates and order.
+
+    Args:
+        patterns: YAML file with the sentences of each pattern.
+        recommenders: Methods without a language model.
+        methods: Methods that ask one.
+        n_steps: Steps of an RPP episode: as many calls may methods spend that repeat themselves.
+        reference: The method that the others' differences are taken to.
+        seed: Of what prompt methods draw.
+    """
+
+    starts_from_checkpoint = False
+
+    def __init__(
+        self,
+        patterns: str = "conf/patterns/movies.yaml",
+        recommenders: list[Recommender] | None = None,
+        methods: list[PromptMethod] | None = None,
+        n_steps: int = 3,
+        reference: str = "best of 64 static prompts",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.patterns = load_patterns(patterns)
+        self.recommenders = recommenders or []
+        self.methods = methods or []
+        names = [each.name for each in (*self.recommenders, *self.methods)]
+        if not names:
+            raise InputError("there is nothing to compare: name recommenders or methods")
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two methods are called {name!r}: give one of them another name")
+        if reference not in names:
+            raise InputError(
+                f"the reference {reference!r} is not compared: name one of {', '.join(names)}"
+            )
+        self.n_steps = n_steps
+        self.reference = reference
+        self.seed = seed
+        self.ranker: Ranker | None = None  # handed over by RewardEnvironment
+        self.refiner: Refiner | None = None  # likewise
+        self.users: list[Episode] = []
+        self.control_ranks: dict[str, Tensor] = {}
+        self.results: list[Result] = []
+        self.not_run: dict[str, str] = {}  # why a method has no row
+
+    def setup(self, stage: str) -> None:
+        """Refuse what a comparison cannot do.
+
+        Raises:
+            InputError: On several devices, or for a data set without the profiles prompts tell.
+        """
+        if self.trainer.world_size > 1:
+            raise InputError(
+                f"a comparison runs in one process, not {self.trainer.world_size}: set"
+                " trainer.devices to 1"
+            )
+
+    @property
+    def task(self) -> Task:
+        """What the prompt methods are given."""
+        if self.ranker is None:
+            raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return Task(data, self.patterns, self.ranker, self.n_steps, self.seed, self.refiner)
+
+    def n_calls(self, stage: Literal["fit", "test"]) -> int:
+        """Largest number of calls to the language model; prompts of several methods count twice."""
+        task = self.task
+        n_users = len(task.data.episodes("test"))
+        n_sentences = 0 if self.refiner is None else len(self.refiner.patterns_of)
+        return n_sentences + sum(method.n_calls(task, n_users) for method in self.methods)
+
+    def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
+        """Ask some prompts that are asked anyway."""
+        Manual().learn(self.task)(self.task.data.episodes("test")[:n_prompts])
+
+    def on_test_start(self) -> None:
+        """Forget an earlier test."""
+        self.users, self.results, self.not_run = [], [], {}
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Gather the users: methods rank all of them at once, so that prompts share work."""
+        self.users += batch
+
+    def on_test_epoch_end(self) -> None:
+        """Controls, then every method.
+
+        Raises:
+            InputError: If a control ranker does not score chance.
+        """
+        task = self.task
+        self.control_ranks = control_ranks(task, self.users)
+        faults = suspicious(self.control_ranks, len(self.users[0].candidates))
+        if faults:
+            raise InputError(
+                f"there is no table, because a ranker without skill has some: {'; '.join(faults)}."
+                " The candidates' order or the reading of replies knows the target"
+            )
+        for method in (*self.recommenders, *self.methods):
+            self._run(method)
+
+    def _run(self, method: Recommender | PromptMethod) -> None:
+        """Let one method learn and rank; what it lacks is said and costs no other method."""
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        say(f"{method.name} ...", markup=False)
+        ranker = self.task.ranker
+        before = ranker.counters
+        started = perf_counter()
+        try:
+            rankings = self._learn(method)(self.users)
+        except LanguageModelStop:
+            raise
+        except (InputError, LanguageModelError) as error:
+            self.not_run[method.name] = str(error)
+            say(f"{method.name} is left out: {error}", markup=False)
+            return
+        cost = Cost.between(before, ranker.counters, perf_counter() - started)
+        self.results.append(Result(method, rankings, cost))
+
+    def _learn(self, method: Recommender | PromptMethod) -> Ranks:
+        if isinstance(method, PromptMethod):
+            return method.learn(self.task)
+        method.fit(self.task.data.folder)
+        return lambda episodes: rank(method.score(episodes), episodes)
+
+    def target_ranks(self) -> dict[str, Tensor]:
+        """Rank of every user's target by method, ``(B,)`` each: the final scoring."""
+        with final_scoring():
+            return {r.method.name: target_ranks(r.rankings, self.users) for r in self.results}
+
+    def displayed_positions(self) -> Tensor:
+        """Where the targets stood in the lists shown, from 1, ``(B,)``."""
+        with final_scoring():
+            return torch.tensor([episode.target + 1 for episode in self.users])

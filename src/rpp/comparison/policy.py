@@ -1,0 +1,153 @@
+"""RPP and its ablations as methods of the comparison: fitted where they are not, then played."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from rpp.comparison.base import PromptMethod, Ranks, Task
+from rpp.data.kept import load_or_make
+from rpp.module import RPPModule, Step
+from rpp.types import Episode, InputError, Ranking
+
+KEPT_FOLDER = "policies"
+"""Subfolder of a prepared folder with the fitted policies."""
+
+MONITOR = "val/ndcg@10"
+
+
+class Policy(PromptMethod):
+    """A personal prompt for every user by a policy that learnt on training users.
+
+    What was fitted before with the same settings, data, sentences and language model is used
+    again. The epoch and the number of steps are chosen on validation users.
+
+    Args:
+        name: Name in tables.
+        module: The learner and its settings.
+        max_epochs: Passes over the training users.
+        batch_size: Users who share an update.
+        refined: RPP+: the sentences are those of the comparison's refiner.
+        log_dir: Where TensorBoard files go.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: RPPModule,
+        max_epochs: int = 4,
+        batch_size: int = 20,
+        refined: bool = False,
+        log_dir: str = "logs",
+    ) -> None:
+        if min(max_epochs, batch_size) < 1:
+            raise InputError(
+                f"{name}: max_epochs is {max_epochs} and batch_size {batch_size}: at least 1 each"
+            )
+        self.name = name
+        self.module = module
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.refined = refined
+        self.log_dir = log_dir
+        self.played: list[Step] = []  # the steps of the users ranked last, for charts
+
+    def learn(self, task: Task) -> Ranks:
+        """Fit, or load what was fitted.
+
+        Raises:
+            InputError: If refined sentences are asked for and there is no refiner.
+        """
+        if self.refined and task.refiner is None:
+            raise InputError(
+                f"{self.name} needs a refiner: set environment.refiner, for example to same"
+            )
+        self.module.ranker = task.ranker
+        self.module.refiner = task.refiner if self.refined else None
+        folder = task.data.folder / KEPT_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
+            self.module.build(task.data, torch.device("cpu"))
+            load_or_make(folder / f"{_file_name(self.name)}.safetensors", self._about(), self._load,
+                         lambda: self._fit(task, folder))  # fmt: skip
+        return self._rank
+
+    def n_calls(self, task: Task, n_users: int) -> int:
+        """All of a fit, and every step of every test user."""
+        module = self.module
+        n_learners = len(task.data.episodes("train")) * module.n_steps * self.max_epochs
+        n_checks = len(task.data.episodes("validation")) * (
+            module.n_steps * self.max_epochs + module.n_static_prompts
+        )
+        return n_learners + n_checks + n_users * module.n_steps
+
+    def _about(self) -> dict[str, str]:
+        """What the weights depend on."""
+        module = self.module
+        values = {name: vars(module).get(name) for name in _parameters(type(module))}
+        settings: dict[str, Any] = {
+            name: value for name, value in values.items() if isinstance(value, int | float | str)
+        } | {"max_epochs": self.max_epochs, "batch_size": self.batch_size}
+        belonging = {key: each for key, each in module.belonging.items() if "file" not in key}
+        return {
+            "settings": json.dumps(settings, sort_keys=True),
+            "data or sentences": json.dumps(belonging, sort_keys=True),
+            "language model": json.dumps(module.environment, sort_keys=True),
+        }
+
+    def _fit(self, task: Task, folder: Path) -> Mapping[str, Tensor]:
+        users = copy.copy(task.data)
+        users.batch_size = self.batch_size
+        with TemporaryDirectory(dir=folder, prefix=".fit") as temp:
+            best = ModelCheckpoint(temp, filename="best", monitor=MONITOR, mode="max")
+            trainer = Trainer(
+                accelerator="auto",
+                devices=1,
+                max_epochs=self.max_epochs,
+                logger=TensorBoardLogger(
+                    self.log_dir, f"{task.data.folder.name}-{_file_name(self.name)}",
+                    default_hp_metric=False,
+                ),
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                enable_model_summary=False,
+                callbacks=[best, TQDMProgressBar()],
+            )  # fmt: skip
+            trainer.fit(self.module, users)
+            kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = kept["state_dict"]
+        return {name: weight.contiguous() for name, weight in state.items()}
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        try:
+            self.module.load_state_dict(state)
+        except RuntimeError as error:  # other layers than ours
+            raise InputError(f"the weights of {self.name} do not fit") from error
+        self.module.eval()
+
+    def _rank(self, episodes: Sequence[Episode]) -> list[Ranking]:
+        module = self.module
+        self.played = module.play(episodes, module.greedy, int(module.inference_steps))
+        return self.played[-1].rankings
+
+
+def _parameters(kind: type) -> set[str]:
+    """Names of a class's constructor arguments, its parents' included."""
+    return {name for each in kind.__mro__ for name in inspect.signature(each.__init__).parameters}
+
+
+def _file_name(name: str) -> str:
+    """A method's name without what file names had better not hold."""
+    plain = name.lower().replace("+", "-plus")
+    return "".join(sign if sign.isalnum() or sign == "-" else "-" for sign in plain)
