@@ -78,10 +78,12 @@ def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -
         n_candidates: ``M``, which decides what chance is.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
+    axis: Any = figure.subplots()
     for place, (name, values) in enumerate(rounds.items()):
         # a little apart, so that the bars of different policies do not cover each other
-        steps = [step + 0.04 * (place - (len(rounds) - 1) / 2) for step in range(1, len(values) + 1)]
+        steps = [
+            step + 0.04 * (place - (len(rounds) - 1) / 2) for step in range(1, len(values) + 1)
+        ]
         _with_bars(axis, steps, values, name)
     axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
     axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
@@ -90,9 +92,7 @@ def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -
     return figure
 
 
-def by_position(
-    scores: Mapping[str, Tensor], positions: Tensor, n_candidates: int = 10
-) -> Figure:
+def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: int = 10) -> Figure:
     """NDCG@10 by the place at which the target was displayed, one line per method.
 
     Args:
@@ -107,7 +107,9 @@ def by_position(
         means = [mean_interval(values[positions == k]) for k in occupied]
         _with_bars(axis, [k + 0.1 * place for k in occupied], means, name)
     axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
-    axis.set(xlabel="displayed position of the target", ylabel="NDCG@10, 95 % interval", ylim=(0, 1))
+    axis.set(
+        xlabel="displayed position of the target", ylabel="NDCG@10, 95 % interval", ylim=(0, 1)
+    )
     axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
     return figure
 

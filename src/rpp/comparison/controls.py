@@ -34,7 +34,9 @@ def control_ranks(task: Task, episodes: Sequence[Episode]) -> dict[str, Tensor]:
     The only place that looks at test targets before the methods have chosen; all that comes of
     it is whether there will be a table.
     """
-    rankings = {"knows nothing": rank(torch.zeros(len(episodes), _n_candidates(episodes)), episodes)}
+    rankings = {
+        "knows nothing": rank(torch.zeros(len(episodes), _n_candidates(episodes)), episodes)
+    }
     for behaviour in get_args(Behaviour):
         ranker = Ranker(ControlLanguageModel(behaviour), "generate")
         rankings[behaviour] = RandomPolicy().learn(replace(task, ranker=ranker))(episodes)

@@ -106,14 +106,14 @@ class Comparison(LightningModule):
         recommenders: list[Recommender] | None = None,
         methods: list[PromptMethod] | None = None,
         n_steps: int = 3,
-        reference: str = "best of 64 static prompts",
+        reference: str = "best of 64 static",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.patterns = load_patterns(patterns)
-        self.recommenders = recommenders or []
         self.methods = methods or []
-        names = [each.name for each in (*self.recommenders, *self.methods)]
+        self.compared: list[Recommender | PromptMethod] = [*(recommenders or []), *self.methods]
+        names = [each.name for each in self.compared]
         if not names:
             raise InputError("there is nothing to compare: name recommenders or methods")
         for name in names:
@@ -186,7 +186,7 @@ class Comparison(LightningModule):
                 f"there is no table, because a ranker without skill has some: {'; '.join(faults)}."
                 " The candidates' order or the reading of replies knows the target"
             )
-        for method in (*self.recommenders, *self.methods):
+        for method in self.compared:
             self._run(method)
 
     def _run(self, method: Recommender | PromptMethod) -> None:

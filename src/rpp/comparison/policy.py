@@ -129,12 +129,12 @@ class Policy(PromptMethod):
         state: Mapping[str, Tensor] = kept["state_dict"]
         return {name: weight.contiguous() for name, weight in state.items()}
 
-    def _load(self, state: Mapping[str, Tensor]) -> None:
+    def _load(self, state: Mapping[str, Tensor]) -> RPPModule:
         try:
             self.module.load_state_dict(state)
         except RuntimeError as error:  # other layers than ours
             raise InputError(f"the weights of {self.name} do not fit") from error
-        self.module.eval()
+        return self.module.eval()
 
     def _rank(self, episodes: Sequence[Episode]) -> list[Ranking]:
         module = self.module
@@ -144,7 +144,7 @@ class Policy(PromptMethod):
 
 def _parameters(kind: type) -> set[str]:
     """Names of a class's constructor arguments, its parents' included."""
-    return {name for each in kind.__mro__ for name in inspect.signature(each.__init__).parameters}
+    return {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
 
 
 def _file_name(name: str) -> str:

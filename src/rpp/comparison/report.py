@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from jinja2 import Environment
 from lightning import Callback, Trainer
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from rpp import charts
 from rpp.comparison.controls import CHECKED
@@ -215,37 +213,45 @@ def _cells(table: Sequence[Row], n_candidates: int) -> tuple[list[str], list[lis
 def _rich_tables(
     table: Sequence[Row], title: str, n_candidates: int, reference: str
 ) -> list[Table]:
-    """Scores, and what they cost: two tables that fit a terminal of 100 columns."""
-    scores = _table(f"{title}; 95 % interval of N@10; Δ to {reference}")
-    for name in ("method", "N@1", "N@5", "N@10", "MRR@10", "HR@5", "Δ N@10", "p", "paper N@10"):
-        scores.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    costs = _table("What it cost")
-    for name in ("method", "prompts", "calls", "tokens", "seconds", "valid"):
-        costs.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    """What it is worth and what it cost: two tables that fit a terminal of 80 columns."""
+    first = ("ndcg@1", "ndcg@5", "ndcg@10")
+    second = ("mrr@5", "mrr@10", "hr@5")
+    scores = _table(
+        f"{title}; N@10 with 95 % interval, Δ to {reference}",
+        ("method", *map(_abbreviated, first), "Δ N@10", "p", "paper N@10"),
+    )
+    costs = _table(
+        "The other metrics, and what it cost",
+        ("method", *map(_abbreviated, second), "prompts", "calls", "tokens", "s", "valid"),
+    )
     for row in table:
-        value = row.scores
+        value = {metric: _short(each.mean) for metric, each in row.scores.items()}
+        value["ndcg@10"] = _with_interval(row.scores["ndcg@10"]).replace("[", "\\[")
         scores.add_row(
             row.name,
-            _short(value["ndcg@1"].mean),
-            _short(value["ndcg@5"].mean),
-            _with_interval(value["ndcg@10"]).replace("[", "\\["),
-            _short(value["mrr@10"].mean),
-            _short(value["hr@5"].mean),
+            *(value[metric] for metric in first),
             "" if row.gain is None else f"{row.gain.mean:+.3f}",
             "" if row.p_value is None else _short(row.p_value),
             "" if row.published is None else _short(row.published[2]),
         )
-        costs.add_row(row.name, *_costs(row))
-    names = ("ndcg@1", "ndcg@5", "ndcg@10", "mrr@10", "hr@5")
-    scores.add_row(CHANCE, *(_short(chance(name, n_candidates)) for name in names))
+        costs.add_row(row.name, *(value[metric] for metric in second), *_costs(row))
+    for each, metrics in ((scores, first), (costs, second)):
+        each.add_row(CHANCE, *(_short(chance(metric, n_candidates)) for metric in metrics))
     return [scores, costs]
 
 
-def _table(title: str) -> Table:
-    return Table(
+def _abbreviated(metric: str) -> str:
+    return metric.upper().replace("NDCG", "N")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
-        collapse_padding=True,
+        collapse_padding=True, padding=(0, 1, 0, 0),
     )  # fmt: skip
+    for name in columns:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    return table
 
 
 def _costs(row: Row) -> list[str]:
@@ -301,9 +307,7 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
     return notes + [f"Left out: {name}: {why}." for name, why in comparison.not_run.items()]
 
 
-def _figures(
-    comparison: Comparison, table: Sequence[Row], n_candidates: int
-) -> dict[str, Figure]:
+def _figures(comparison: Comparison, table: Sequence[Row], n_candidates: int) -> dict[str, Figure]:
     """Charts by file name."""
     ranks = comparison.target_ranks()
     scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in table}
@@ -345,7 +349,8 @@ PAGE = Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
 body { font-family: system-ui, sans-serif; margin: 2rem; color: #222 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 tr:hover td { background: #f4f7fb }
 img { max-width: 100%; display: block; margin: 2rem 0 }

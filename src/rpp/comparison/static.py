@@ -47,7 +47,7 @@ class Enumeration(PromptMethod):
         if n_prompts < 1:
             raise InputError(f"enumeration of {n_prompts} prompts: draw at least 1")
         self.n_prompts = n_prompts
-        self.name = f"best of {n_prompts} static prompts"
+        self.name = f"best of {n_prompts} static"
 
     def learn(self, task: Task) -> Ranks:
         """Ask every prompt for every validation user, all at once, so that they share work."""
