@@ -54,7 +54,7 @@ def _label(patterns: Patterns, name: str, action: int) -> str:
 
 def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """NDCG@10 of every method with its interval, chance as a line."""
-    figure = Figure(figsize=(7, 0.5 + 0.5 * len(table)), layout="constrained")
+    figure = Figure(figsize=(7, 0.8 + 0.35 * len(table)), layout="constrained")
     axis = figure.subplots()
     names = [name for name in table if name != "chance"]
     for y, name in enumerate(reversed(names)):

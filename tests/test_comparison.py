@@ -1,0 +1,404 @@
+"""The comparison: controls before methods, no test target before the scoring, one table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import log2
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from pipeline import MadeUpUsers, environment, module, trainer
+from test_cli import here as here  # noqa: PLC0414 (a fixture)
+
+from rpp.baselines.base import Recommender
+from rpp.cli import main, run
+from rpp.comparison.base import PromptMethod, Task
+from rpp.comparison.controls import control_ranks, suspicious
+from rpp.comparison.module import Comparison, Cost
+from rpp.comparison.policy import Policy
+from rpp.comparison.report import ComparisonReport, as_frame, rows
+from rpp.comparison.static import Enumeration, Manual, RandomPolicy
+from rpp.llms.base import LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
+from rpp.metrics import METRICS, chance_interval, paired_p_value, target_ranks
+from rpp.prompts.patterns import load_patterns
+from rpp.prompts.refine import Refiner
+from rpp.ranker import Counters, Ranker
+from rpp.types import InputError, TargetAccessError, final_scoring
+
+PATTERNS = load_patterns("conf/patterns/movies.yaml")
+GOOD = PATTERNS.reasoning[3].replace("{n_candidates}", "10")
+
+
+@pytest.fixture
+def users(tmp_path):
+    made = MadeUpUsers(n_train=20, n_validation=20, n_test=60, batch_size=20)
+    made.folder = tmp_path / "made-up"
+    return made
+
+
+def knows(users, when=""):
+    """A model that names the target first where the prompt holds a text; copies the list else."""
+    with final_scoring():
+        target = {
+            frozenset(item.title for item in e.candidates): e.candidates[e.target].title
+            for split in ("train", "validation", "test")
+            for e in users.episodes(split)
+        }
+
+    def reply(prompt):
+        if when not in prompt:
+            return copies_the_list(prompt)
+        return "1. " + target[frozenset(shown_candidates(prompt))]
+
+    return reply
+
+
+def task(users, reply=copies_the_list, **options):
+    ranker = Ranker(ScriptedLanguageModel(reply=reply), "generate")
+    return Task(users, PATTERNS, ranker, n_steps=2, **options)
+
+
+def scored(rankings, episodes):
+    with final_scoring():
+        return METRICS["ndcg@10"](target_ranks(rankings, episodes)).mean().item()
+
+
+def compare(users, tmp_path, methods, reply=copies_the_list, recommenders=(), **options):
+    """Run a comparison of made-up users; the module after its test."""
+    made = Comparison(
+        methods=methods, recommenders=list(recommenders), reference=methods[0].name, n_steps=2
+    )
+    report = ComparisonReport(str(tmp_path / "results"))
+    trainer(tmp_path, environment(reply, **options), report).test(made, users, verbose=False)
+    return made
+
+
+# -- statistics -----------------------------------------------------------------------------------
+
+
+def test_chance_interval_by_hand():
+    """Two candidates: NDCG is 1 or 1/log2(3), each with probability 1/2."""
+    other = 1 / log2(3)
+    low, high = chance_interval("ndcg@10", 2, 100, 0.95)
+    middle, spread = (1 + other) / 2, (1 - other) / 2
+    assert (low, high) == pytest.approx((middle - 0.196 * spread, middle + 0.196 * spread), rel=1e-4)
+
+
+def test_p_value_by_hand():
+    """Three users who all gain: 2 of the 2^3 assignments of signs are as extreme."""
+    gains = torch.tensor([0.2, 0.1, 0.3, float("nan")])
+    assert paired_p_value(gains, torch.zeros(4)) == pytest.approx(2 / 8)
+    assert paired_p_value(torch.zeros(4), torch.zeros(4)) == 1
+
+
+def test_p_value_is_uniform_without_a_difference():
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.randn(60, 2, 40, generator=rng)
+    below = sum(paired_p_value(ours, theirs) < 0.2 for ours, theirs in draws)
+    assert 4 <= below <= 22  # 12 of 60 expected
+
+
+# -- methods --------------------------------------------------------------------------------------
+
+
+def test_the_manual_prompt_is_that_of_the_file(users):
+    asked = []
+    mine = task(users, lambda prompt: asked.append(prompt) or "")
+    Manual().learn(mine)(users.episodes("validation"))
+    assert len(asked) == 20
+    for prompt, episode in zip(sorted(asked), users.episodes("validation"), strict=True):
+        assert PATTERNS.role[1] in prompt
+        assert PATTERNS.reasoning[4].replace("{n_candidates}", "10") in prompt
+        assert prompt.count("\n") > len(episode.candidates) + 10  # 10 past items and the list
+
+
+def test_enumeration_takes_the_prompt_that_is_best_on_validation_users(users):
+    mine = task(users, knows(users, when=GOOD))
+    drawn = Enumeration(64)
+    test = users.episodes("test")
+    assert scored(drawn.learn(mine)(test), test) == 1
+    assert drawn.n_calls(mine, 60) == 64 * 20 + 60
+    assert mine.ranker.counters.calls <= 64 * 20 + 60
+    assert scored(Manual().learn(mine)(test), test) < 0.7
+
+
+def test_the_random_policy_draws_for_each_user_alone(users):
+    test = users.episodes("test")
+    mine = task(users, answers_at_random)
+    forwards = RandomPolicy().learn(mine)(test)
+    backwards = RandomPolicy().learn(mine)(test[::-1])
+    assert [each.order for each in backwards[::-1]] == [each.order for each in forwards]
+
+
+def learner(**options):
+    return module(n_steps=2, n_static_prompts=1, actor_lr=0.01, critic_lr=0.01, **options)
+
+
+def policy(users, name="RPP", max_epochs=2, refined=False, **options):
+    logs = str(users.folder / "logs")
+    return Policy(name, learner(**options), max_epochs, 10, refined, log_dir=logs)
+
+
+def test_a_policy_is_fitted_once(users, tmp_path):
+    """The same settings load what was fitted; another setting, sentence or model fits anew."""
+    mine = task(users, knows(users, when=GOOD))
+    test = users.episodes("test")
+    first = policy(users)
+    rankings = first.learn(mine)(test)
+    bound = first.n_calls(mine, 60)
+    assert bound == 20 * 2 * 2 + 20 * (2 * 2 + 1) + 60 * 2
+    assert 0 < mine.ranker.counters.calls <= bound
+    again = task(users, knows(users, when=GOOD))
+    kept = policy(users)
+    assert [r.order for r in kept.learn(again)(test)] == [r.order for r in rankings]
+    assert again.ranker.counters.calls <= 60 * 2  # test users alone
+    assert len(kept.played) == int(kept.module.inference_steps)
+    for other in (
+        policy(users, discount=0.5),
+        policy(users, learn=["role"]),
+        policy(users, max_epochs=1),
+    ):
+        asked = task(users, knows(users, when=GOOD))
+        other.learn(asked)
+        assert asked.ranker.counters.calls > 60
+    assert not list((users.folder / "policies").glob(".fit*"))
+
+
+def test_a_policy_finds_the_sentence_that_works(users, tmp_path):
+    mine = task(users, knows(users, when=GOOD))
+    test = users.episodes("test")
+    mine_learns = policy(users, max_epochs=25, learn=["reasoning"], entropy_coef=0.0)
+    assert scored(mine_learns.learn(mine)(test), test) > 0.9
+    assert scored(RandomPolicy().learn(mine)(test), test) < 0.7
+
+
+def test_a_refined_policy_needs_a_refiner_and_uses_it(users, tmp_path):
+    prompts = []
+
+    def reply(prompt):
+        prompts.append(prompt)
+        return copies_the_list(prompt) or "Kindly rank them well for me, all of them."
+
+    mine = task(users, reply)
+    plus = policy(users, "RPP+", max_epochs=1, refined=True)
+    with pytest.raises(InputError, match=r"RPP\+ needs a refiner: set environment.refiner"):
+        plus.learn(mine)
+    refiner = Refiner(mine.ranker.llm, PATTERNS, "titles")
+    plus.learn(replace(mine, refiner=refiner))(users.episodes("test"))
+    assert any("Kindly rank them well" in p and "Here are 10" in p for p in prompts)
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"batch_size": 0}])
+def test_a_policy_refuses_to_learn_nothing(options):
+    with pytest.raises(InputError, match="at least 1"):
+        Policy("RPP", learner(), **options)
+
+
+# -- controls and the guard -----------------------------------------------------------------------
+
+
+def test_controls_score_chance(users):
+    test = users.episodes("test")
+    ranks = control_ranks(task(users), test)
+    assert len(ranks) == 6
+    assert suspicious(ranks, 10) == []
+
+
+class OnePosition(MadeUpUsers):
+    """The fault of the authors' code: every target at one place of the list."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(n_train=5, n_validation=5, n_test=60, batch_size=20)
+        self._episodes["test"] = [
+            replace(episode, withheld=position) for episode in self.episodes("test")
+        ]
+
+
+@pytest.mark.parametrize("position", [0, 5, 9])
+def test_no_table_where_a_control_has_skill(tmp_path, position, capsys):
+    asked = []
+
+    def reply(prompt):
+        asked.append(prompt)
+        return copies_the_list(prompt)
+
+    users = OnePosition(position)
+    with pytest.raises(InputError, match="there is no table, because a ranker without skill has"):
+        compare(users, tmp_path, [Manual()], reply)
+    assert not (tmp_path / "results").exists()
+    assert len(asked) <= 8  # the budget's; the methods have not begun
+
+
+class Peeks(PromptMethod):
+    """A planted violation: it looks at a test target while it learns, or while it ranks."""
+
+    name = "peeks"
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+
+    def learn(self, task):
+        if self.early:
+            assert task.data.episodes("test")[0].target >= 0
+        return lambda episodes: [Manual().learn(task)(episodes)[k] for k in (episodes[0].target,)]
+
+    def n_calls(self, task, n_users):
+        return n_users
+
+
+class PeeksToo(Recommender):
+    """The same among the recommenders."""
+
+    name = "peeks too"
+
+    def fit(self, folder):
+        self._scorer = lambda episodes: torch.tensor(
+            [[float(k == e.target) for k in range(10)] for e in episodes]
+        )
+
+    def learn(self, data):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("method", [Peeks(True), Peeks(False)])
+def test_a_method_that_looks_at_a_test_target_ends_the_comparison(users, tmp_path, method):
+    with pytest.raises(TargetAccessError, match="test users may not influence any choice"):
+        compare(users, tmp_path, [Manual(), method])
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_recommender_that_looks_at_a_test_target_ends_the_comparison(users, tmp_path):
+    with pytest.raises(TargetAccessError, match="test users may not influence any choice"):
+        compare(users, tmp_path, [Manual()], recommenders=[PeeksToo()])
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def test_rows_are_what_the_methods_ranked(users, tmp_path):
+    made = compare(users, tmp_path, [Manual(), RandomPolicy()], knows(users))
+    manual, other = rows(made, "ml-1m")
+    assert manual.scores["ndcg@1"].mean == other.scores["ndcg@1"].mean == 1
+    assert manual.gain is None
+    assert other.gain is not None
+    assert other.gain.mean == 0
+    assert other.p_value == 1
+    assert manual.valid == 0  # it names the target alone
+    assert manual.cost is not None
+    assert manual.cost.prompts == 60
+    assert manual.published == (0.03, 0.35, 0.41)
+    frame = as_frame([manual, other], 10)
+    assert frame["method"].to_list() == ["manual prompt", "random policy", "chance"]
+    assert frame["ndcg@1"].to_list() == [1, 1, 0.1]
+    written = pl.read_csv(tmp_path / "results/comparison.csv")
+    assert written.equals(frame) or written.select("method", "ndcg@1").equals(
+        frame.select("method", "ndcg@1")
+    )
+
+
+def test_costs_are_differences():
+    before, after = Counters(calls=3, cache_hits=2), Counters(7, 12, 100, 20)
+    assert Cost.between(before, after, 1.5) == Cost(14, 4, 100, 20, 1.5)
+
+
+class Fails(PromptMethod):
+    """Cannot be run on these data."""
+
+    name = "fails"
+
+    def learn(self, task):
+        raise InputError("there is no manual prompt: write one")
+
+    def n_calls(self, task, n_users):
+        return 0
+
+
+def test_a_method_that_cannot_be_run_costs_no_other(users, tmp_path, capsys):
+    made = compare(users, tmp_path, [Manual(), Fails(), RandomPolicy()])
+    assert [result.method.name for result in made.results] == ["manual prompt", "random policy"]
+    printed = capsys.readouterr()
+    assert "Left out: fails: there is no manual prompt: write one." in printed.out
+    record = json.loads((tmp_path / "results/comparison.json").read_text())
+    assert record["not_run"] == {"fails": "there is no manual prompt: write one"}
+
+
+def test_a_budget_ends_it_with_the_methods_that_are_through(users, tmp_path, capsys):
+    with pytest.raises(LanguageModelStop, match="max_calls"):
+        compare(users, tmp_path, [Manual(), Enumeration(8)], answers_at_random, max_calls=100)
+    printed = capsys.readouterr().out
+    assert "Budget: at most 100 calls" in printed
+    assert "manual prompt" in printed
+    assert "best of 8 static" not in printed
+
+
+def test_what_is_no_comparison_is_refused():
+    for options, sentence in (
+        ({}, "there is nothing to compare"),
+        ({"methods": [Manual(), Manual()]}, "two methods are called 'manual prompt'"),
+        ({"methods": [Manual()], "reference": "RPP"}, "the reference 'RPP' is not compared"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            Comparison(**options)
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_of_conf_compare(here: Path, capsys):
+    """Every method of the file; a second run fits nothing and prints the same."""
+    args = ["test", "--config", "conf/compare.yaml", "--config", "few.yaml"]
+    small = json.loads(json.dumps(FEW))
+    small["data"] = {"init_args": _yaml(here / "small.yaml")["data"]["init_args"]}
+    (here / "few.yaml").write_text(json.dumps(small))
+    main(args)
+    first = capsys.readouterr().out
+    for name in ("Pop", "SASRec", "manual prompt", "best of 64 static", "RPP+", "RPP, role alone"):
+        assert f"\n{name} " in first, name
+    assert "…" not in first  # nothing is cut off in a narrow terminal
+    folder = here / "results/comparison"
+    table = pl.read_csv(folder / "comparison.csv")
+    assert table["method"][-1] == "chance"
+    assert {f"{name}.png" for name in ("methods", "rounds", "positions", "users_by_option")} <= {
+        path.name for path in folder.iterdir()
+    }
+    page = (folder / "comparison.html").read_text()
+    assert page.count("data:image/svg+xml") == 4
+    assert (folder / "comparison.md").read_text().count("\n| RPP") == table["method"].str.starts_with(
+        "RPP"
+    ).sum()
+    main(args)
+    again = pl.read_csv(folder / "comparison.csv")
+    scores = [name for name in table.columns if "@" in name]
+    assert again.select("method", *scores).equals(table.select("method", *scores))
+    fitted = again.filter(pl.col("method") == "RPP")["prompts"].item()
+    assert fitted <= 20 * 2  # test users alone
+
+
+FEW = {
+    "environment": {
+        "llm": {
+            "class_path": "rpp.llms.controls.ControlLanguageModel",
+            "init_args": {"behaviour": "answers_at_random"},
+        },
+        "decoding": "generate",
+        "show_candidates": True,
+        "cache_dir": None,
+    },
+    "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+}
+
+
+def _yaml(path):
+    import yaml
+
+    return yaml.safe_load(path.read_text())
+
+
+def test_a_comparison_is_not_fitted(here, capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", "conf/compare.yaml"])
+    assert "run `python train.py test` in place of fit" in capsys.readouterr().err
