@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rpp.data import collaborative, kept
 from rpp.data.collaborative import (
@@ -362,3 +363,13 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(
     with pytest.raises(InputError, match="cannot be written to"):
         load_or_train(folder, SHORT)
     assert not trainings
+
+
+def test_without_settings_the_vectors_that_are_there_are_taken(folder, trainings):
+    """A comparison once trained LightGCN anew with other settings than the data module's."""
+    first = load_or_train(folder, SHORT)
+    assert same(first, load_or_train(folder))
+    assert len(trainings) == 1
+    path = folder / "collaborative.safetensors"
+    save_file({"users": first.users}, path, metadata={"settings": "{"})  # of nobody knows what
+    assert load_or_train(folder).dim == LightGCNSettings().dim

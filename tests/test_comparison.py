@@ -10,9 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import yaml
 from pipeline import MadeUpUsers, environment, module, trainer
-from test_cli import here as here  # noqa: PLC0414 (a fixture)
+from test_cli import here as here
+from test_data_prep import games
 
+from data_prep.prepare import DataSettings, prepare
 from rpp.baselines.base import Recommender
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod, Task
@@ -85,7 +88,9 @@ def test_chance_interval_by_hand():
     other = 1 / log2(3)
     low, high = chance_interval("ndcg@10", 2, 100, 0.95)
     middle, spread = (1 + other) / 2, (1 - other) / 2
-    assert (low, high) == pytest.approx((middle - 0.196 * spread, middle + 0.196 * spread), rel=1e-4)
+    assert (low, high) == pytest.approx(
+        (middle - 0.196 * spread, middle + 0.196 * spread), rel=1e-4
+    )
 
 
 def test_p_value_by_hand():
@@ -348,16 +353,31 @@ def test_what_is_no_comparison_is_refused():
 # -- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.real
 def test_the_command_of_conf_compare(here: Path, capsys):
-    """Every method of the file; a second run fits nothing and prints the same."""
-    args = ["test", "--config", "conf/compare.yaml", "--config", "few.yaml"]
+    """Every method of the files; a second run fits nothing and prints the same."""
+    source = DataSettings("games", str(games(here / "raw")), min_interactions=0,
+                          n_train_users=4, n_validation_users=4, n_test_users=4)  # fmt: skip
+    prepare(source, here / "data/games")
+    args = ["test", "--config", "conf/compare.yaml", "--config", "conf/compare_text.yaml"]
+    args += ["--config", "few.yaml"]
     small = json.loads(json.dumps(FEW))
-    small["data"] = {"init_args": _yaml(here / "small.yaml")["data"]["init_args"]}
+    small["data"] = yaml.safe_load((here / "small.yaml").read_text())["data"]
     (here / "few.yaml").write_text(json.dumps(small))
     main(args)
     first = capsys.readouterr().out
-    for name in ("Pop", "SASRec", "manual prompt", "best of 64 static", "RPP+", "RPP, role alone"):
+    for name in (
+        "Pop",
+        "SASRec",
+        "UniSRec",
+        "manual prompt",
+        "best of 64 static",
+        "RPP+",
+        "RPP, role alone",
+    ):
         assert f"\n{name} " in first, name
+    assert "Left out: VQ-Rec: " in first  # its 256 codes need as many titles
+    assert first.count("Training LightGCN") <= 1  # RPP's first state is the recommender's vectors
     assert "…" not in first  # nothing is cut off in a narrow terminal
     folder = here / "results/comparison"
     table = pl.read_csv(folder / "comparison.csv")
@@ -367,9 +387,9 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     }
     page = (folder / "comparison.html").read_text()
     assert page.count("data:image/svg+xml") == 4
-    assert (folder / "comparison.md").read_text().count("\n| RPP") == table["method"].str.starts_with(
-        "RPP"
-    ).sum()
+    assert (folder / "comparison.md").read_text().count("\n| RPP") == table[
+        "method"
+    ].str.starts_with("RPP").sum()
     main(args)
     again = pl.read_csv(folder / "comparison.csv")
     scores = [name for name in table.columns if "@" in name]
@@ -390,12 +410,6 @@ FEW = {
     },
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
 }
-
-
-def _yaml(path):
-    import yaml
-
-    return yaml.safe_load(path.read_text())
 
 
 def test_a_comparison_is_not_fitted(here, capsys):

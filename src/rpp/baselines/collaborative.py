@@ -134,12 +134,12 @@ class LightGCN(Recommender):
     """LightGCN: dot products of the vectors that are RPP's first state as well.
 
     Args:
-        settings: How they are trained; give those of the data module to share its file.
+        settings: How they are trained; left out, the folder's own vectors are taken.
     """
 
     name = "LightGCN"
 
-    def __init__(self, settings: LightGCNSettings = LightGCNSettings()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, settings: LightGCNSettings | None = None) -> None:
         self.settings = settings
 
     def learn(self, data: TrainingData) -> Scorer:

@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
@@ -301,13 +302,13 @@ def load_or_train(folder: Path, settings: LightGCNSettings | None = None) -> Col
 
     Args:
         folder: A folder written by ``python -m data_prep``.
-        settings: How to train; the defaults if left out.
+        settings: How to train; if left out those of the vectors that are there, or the defaults.
 
     Raises:
         InputError: If the folder is incomplete or cannot be written to.
     """
     folder = Path(folder)
-    settings = settings or LightGCNSettings()
+    settings = settings or _kept_settings(folder / VECTORS_FILE)
     fingerprint = load_summary(folder).get("train_fingerprint")
     if not fingerprint:
         raise InputError(f"{folder} has no fingerprint of its training data: prepare it again")
@@ -328,6 +329,15 @@ def load_or_train(folder: Path, settings: LightGCNSettings | None = None) -> Col
         return {"users": vectors.users, "items": vectors.items}
 
     return load_or_make(folder / VECTORS_FILE, about, load, make)
+
+
+def _kept_settings(path: Path) -> LightGCNSettings:
+    """How the vectors of a file were trained; the defaults where that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return LightGCNSettings(**json.loads((file.metadata() or {})["settings"]))
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        return LightGCNSettings()
 
 
 def _distinct_pairs(
