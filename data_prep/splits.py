@@ -96,7 +96,8 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     user_ids, users = _numbered(interactions["user_id"])
     item_ids, items = _numbered(interactions["item_id"])
     place = stable_order(users, _oldest_first(interactions["order"].to_numpy()))
-    users, items = users[place], items[place]
+    items = items[place]
+    users = np.repeat(np.arange(len(user_ids), dtype=np.uint32), np.bincount(users))
     first = _first_of_each(users, items)
     n_repeated = len(users) - int(first.sum())
     if n_repeated:
