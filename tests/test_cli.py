@@ -351,7 +351,7 @@ ANOTHER = {
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_every_ablation_overlay(here, ablation):
-    """Trained, tested and used; its checkpoint is taken for RPP's where it is one alone."""
+    """Trained, tested and used; RPP takes the checkpoint of the bandit, which has its agents."""
     overlay = f"conf/ablations/{ablation}.yaml"
     first = (here / overlay).read_text().splitlines()[0]
     assert first == f"# python train.py fit --config conf/rpp.yaml --config {overlay}"
@@ -364,7 +364,7 @@ def test_every_ablation_overlay(here, ablation):
     record = json.loads((folder / "results.json").read_text())
     assert record["belongs_to"]["learner"] == made.learner
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
-    as_rpp = command("test", "--ckpt_path", f"checkpoints/custom-{ablation}/best.ckpt")
+    as_rpp = command("test", "--name", f"custom-{ablation}")
     if ablation == "bandit":
         assert made.discount == 0
         main(as_rpp)
