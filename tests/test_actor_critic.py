@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rpp.agents.actor_critic import ActorCritic, _inverse_cdf, uniform_actions, uniforms
+from rpp.agents.actor_critic import ActorCritic, inverse_cdf, uniform_actions, uniforms
 
 N_ACTIONS = (3, 1, 9, 5)
 
@@ -89,15 +89,15 @@ def test_without_draws_the_most_probable_action_is_taken(agents):
     ("uniform", "expected"),
     [(0.0, 0), (0.1999, 0), (0.2001, 1), (0.4999, 1), (0.5001, 3), (0.9999, 3)],
 )
-def test_inverse_cdf_by_hand(uniform, expected):
+def testinverse_cdf_by_hand(uniform, expected):
     probs = torch.tensor([[[0.2, 0.3, 0.0, 0.5, 0.0]]], dtype=torch.float64)
-    assert _inverse_cdf(probs, torch.tensor([[uniform]])).item() == expected
+    assert inverse_cdf(probs, torch.tensor([[uniform]])).item() == expected
 
 
 def test_an_action_of_probability_zero_is_not_drawn_at_the_very_edge():
     probs = torch.tensor([[[0.0, 0.5, 0.0, 0.5]]], dtype=torch.float64)
-    assert _inverse_cdf(probs, torch.tensor([[0.0]])).item() == 1
-    assert _inverse_cdf(probs, torch.tensor([[0.5]])).item() == 3
+    assert inverse_cdf(probs, torch.tensor([[0.0]])).item() == 1
+    assert inverse_cdf(probs, torch.tensor([[0.5]])).item() == 3
 
 
 def test_draws_have_the_policys_frequencies(agents):

@@ -21,6 +21,7 @@ from rpp.types import InputError
 ROOT = Path(__file__).parents[1]
 LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
 CONTROLS = sorted(path.stem for path in (ROOT / "conf/controls").glob("*.yaml"))
+ABLATIONS = sorted(path.stem for path in (ROOT / "conf/ablations").glob("*.yaml"))
 SETS = sorted(path.stem for path in (ROOT / "conf/data").glob("*.yaml"))
 
 
@@ -114,10 +115,15 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def test_a_resumed_run_ends_with_the_same_numbers(here):
-    main(command("fit", "--name", "whole", "--trainer.max_epochs", "4"))
-    main(command("fit", "--name", "halves", "--trainer.max_epochs", "2"))
-    main(command("fit", "--name", "halves", "--trainer.max_epochs", "4", "--ckpt_path", "last"))
+@pytest.mark.parametrize("ablation", [None, "ppo_1", "ppo_4"])
+def test_a_resumed_run_ends_with_the_same_numbers(here, ablation):
+    overlay = ("--config", f"conf/ablations/{ablation}.yaml") if ablation else ()
+    whole, halves = (
+        (*overlay, "--name", name, "--trainer.max_epochs") for name in ("whole", "halves")
+    )
+    main(command("fit", *whole, "4"))
+    main(command("fit", *halves, "2"))
+    main(command("fit", *halves, "4", "--ckpt_path", "last"))
     whole, halves = (weights(here / f"checkpoints/{n}/last.ckpt") for n in ("whole", "halves"))
     assert whole.keys() == halves.keys()
     for name, value in whole.items():
@@ -335,6 +341,38 @@ def test_every_control_overlay(here, control):
         assert low <= table["chance"]["ndcg@10"]["mean"] <= high
 
 
+ANOTHER = {
+    "pool": r"another pooling \(mean;.* than this run \(gru;",
+    "ppo_1": r"another learner \(PPO-1 of 32 prompts;.* than this run \(RPP;",
+    "ppo_4": r"another learner \(PPO-4;.* than this run \(RPP;",
+    **dict.fromkeys(("role", "history", "reasoning", "format"), "another patterns"),
+}
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_ablation_overlay(here, ablation):
+    """Trained, tested and used; RPP takes the checkpoint of the bandit, which has its agents."""
+    overlay = f"conf/ablations/{ablation}.yaml"
+    first = (here / overlay).read_text().splitlines()[0]
+    assert first == f"# python train.py fit --config conf/rpp.yaml --config {overlay}"
+    options = ("--config", overlay)
+    made = main(command("fit", *options, "--trainer.max_epochs", "1")).model
+    assert (made.n_steps, made.prompt_encoding) == (2, "parts")  # of the files before it
+    main(command("test", *options))
+    main(command("predict", *options))
+    folder = here / f"results/custom-{ablation}"
+    record = json.loads((folder / "results.json").read_text())
+    assert record["belongs_to"]["learner"] == made.learner
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
+    as_rpp = command("test", "--name", f"custom-{ablation}")
+    if ablation == "bandit":
+        assert made.discount == 0
+        main(as_rpp)
+    else:
+        with pytest.raises(InputError, match=ANOTHER[ablation]):
+            main(as_rpp)
+
+
 @pytest.mark.parametrize(
     ("subcommand", "options", "message"),
     [
@@ -346,6 +384,12 @@ def test_every_control_overlay(here, control):
         ("fit", ("--environment.decoding", "nonsense"), "nonsense"),
         ("fit", ("--environment.show_candidates", "false"), "needs the candidates in the prompt"),
         ("fit", ("--model.n_step", "3"), "n_step"),
+        (
+            "fit",
+            ("--config", "conf/ablations/ppo_1.yaml", "--model.n_prompts", "1"),
+            "n_prompts is 1",
+        ),
+        ("fit", ("--config", "conf/ablations/ppo_4.yaml", "--model.actor_lr", "1"), "actor_lr"),
     ],
 )
 def test_mistakes_end_in_one_sentence(here, capsys, subcommand, options, message):

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
+from rpp.agents.losses import (
+    actor_loss,
+    clipped_surrogate,
+    critic_loss,
+    gae,
+    horizon,
+    n_step_returns,
+    normalised,
+)
 
 NAN = math.nan
 
@@ -159,3 +167,97 @@ def test_horizon_by_hand():
     assert horizon(0, 0.5) == 0
     assert horizon(3, 0.5) == 1 + 0.5 + 0.25
     assert horizon(4, 0.0) == 1
+
+
+# PPO
+
+STATE_VALUES = torch.tensor([[[1.0]], [[2.0]], [[3.0]]], dtype=torch.float64)  # of the states left
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [
+        (0.0, [0.1 + 0.5 * 2 - 1, 0.2 + 0.5 * 3 - 2, 0.4 - 3]),
+        (0.5, [0.1 + 0.25 * (-0.3 + 0.25 * -2.6), -0.3 + 0.25 * -2.6, -2.6]),
+        (1.0, [0.1 + 0.5 * 0.2 + 0.25 * 0.4 - 1, 0.2 + 0.5 * 0.4 - 2, 0.4 - 3]),
+    ],
+)
+def test_gae_by_hand(trace, expected):
+    advantage = gae(REWARDS, STATE_VALUES, discount=0.5, trace=trace)
+    assert advantage.flatten().tolist() == pytest.approx(expected)
+
+
+def test_gae_at_the_end_of_a_failed_call():
+    """The step that failed has none; the one before trusts the value of the state it reached."""
+    rewards = REWARDS.clone()
+    rewards[1] = NAN
+    advantage = gae(rewards, STATE_VALUES, discount=0.5, trace=1.0).flatten()
+    assert advantage.isnan().tolist() == [False, True, False]
+    assert advantage[[0, 2]].tolist() == pytest.approx([0.1 + 0.5 * 2 - 1, 0.4 - 3])
+
+
+def test_gae_mixes_neither_users_nor_agents_and_is_held_constant():
+    rewards = torch.rand(4, 3)
+    values = torch.rand(4, 3, 2, requires_grad=True)
+    together = gae(rewards, values, 0.9, 0.8)
+    assert not together.requires_grad
+    for user in range(3):
+        for k in range(2):
+            alone = gae(
+                rewards[:, user : user + 1], values[:, user : user + 1, k : k + 1], 0.9, 0.8
+            )
+            assert torch.allclose(alone.flatten(), together[:, user, k])
+
+
+@pytest.mark.parametrize("values", [(3, 2), (2, 2, 1), (3, 1, 1)])
+def test_gae_refuses_shapes_that_would_broadcast(values):
+    with pytest.raises(ValueError, match="shapes differ"):
+        gae(torch.zeros(3, 2), torch.zeros(values), 0.9, 0.9)
+
+
+def test_normalised_by_hand():
+    advantage = torch.tensor([[1.0, 5.0], [NAN, 5.0], [3.0, 5.0]])
+    scaled = normalised(advantage)
+    assert scaled[[0, 2], 0].tolist() == pytest.approx([-1, 1])  # mean 2, deviation 1
+    assert scaled[1, 0].isnan()
+    assert scaled[:, 1].tolist() == [0, 0, 0]
+
+
+SURROGATE = [  # ratio, advantage, gain with a clip of .2, whether the policy is still moved
+    (1.1, 2.0, 1.1 * 2.0, True),
+    (1.5, 2.0, 1.2 * 2.0, False),
+    (0.5, 2.0, 0.5 * 2.0, True),
+    (1.5, -2.0, 1.5 * -2.0, True),
+    (0.5, -2.0, 0.8 * -2.0, False),
+    (0.9, -2.0, 0.9 * -2.0, True),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "gain", "moved"), SURROGATE)
+def test_clipped_surrogate_by_hand(ratio, advantage, gain, moved):
+    old = torch.tensor([[math.log(0.4)]])
+    new = torch.tensor([[math.log(0.4 * ratio)]], requires_grad=True)
+    entropy = torch.tensor([[0.7]], requires_grad=True)
+    loss = clipped_surrogate(new, old, torch.tensor([[advantage]]), entropy, 0.2, 0.01)
+    assert loss.tolist() == pytest.approx([-(gain + 0.01 * 0.7)])
+    loss.sum().backward()
+    assert new.grad.item() == pytest.approx(-ratio * advantage if moved else 0)
+    assert entropy.grad.item() == pytest.approx(-0.01)
+
+
+def test_clipped_surrogate_leaves_failed_calls_out():
+    new = torch.tensor([[-1.0], [-9.0], [-2.0]], requires_grad=True)
+    entropy = torch.tensor([[0.1], [0.9], [0.3]], requires_grad=True)
+    advantage = torch.tensor([[1.0], [NAN], [-2.0]])
+    loss = clipped_surrogate(new, new.detach(), advantage, entropy, 0.2, 0.5)
+    assert loss.tolist() == pytest.approx([-(1 + 0.5 * 0.1 - 2 + 0.5 * 0.3) / 2])
+    loss.sum().backward()
+    assert new.grad.flatten().tolist() == pytest.approx([-1 / 2, 0, 2 / 2])
+    assert entropy.grad.flatten().tolist() == pytest.approx([-0.25, 0, -0.25])
+    nothing = torch.full((3, 1), NAN)
+    assert clipped_surrogate(new, new, nothing, entropy, 0.2, 0.5).tolist() == [0]
+
+
+def test_clipped_surrogate_refuses_shapes_that_would_broadcast():
+    with pytest.raises(ValueError, match="shapes differ"):
+        clipped_surrogate(*(torch.zeros(4, n) for n in (3, 3, 1, 3)), 0.2, 0.01)

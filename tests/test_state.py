@@ -89,6 +89,33 @@ def test_order_of_the_ranking_matters(states, tiny_episodes):
     assert (one - other).abs().max() > 1e-4
 
 
+@pytest.fixture
+def pooled():
+    torch.manual_seed(0)
+    return StateEncoder(torch.randn(N_ITEMS, ITEM_DIM) * 0.01, PROMPT_DIM, STATE_DIM, "mean")
+
+
+def test_mean_pooling_does_not_know_the_order_but_the_items(pooled, tiny_episodes):
+    episodes = [tiny_episodes[0]] * 2 + [tiny_episodes[1]]
+    rankings = [Ranking(tuple(range(10)), 10, "valid"), *rankings_of(episodes[:2])]
+    one, other, elsewhere = pooled(pooled.observe(torch.zeros(3, PROMPT_DIM), rankings, episodes))
+    assert torch.allclose(one, other, atol=1e-5)
+    assert (one - elsewhere).abs().max() > 0.1
+
+
+def test_mean_pooling_by_hand(pooled):
+    observation = Observation(torch.zeros(2, PROMPT_DIM), torch.randn(2, 10, ITEM_DIM))
+    mean = pooled.mean_map(observation.items.sum(1) / 10)
+    prompt = pooled.projection(observation.prompts)
+    expected = sum(torch.nn.functional.layer_norm(x, (STATE_DIM,)) for x in (prompt, mean))
+    assert torch.allclose(pooled(observation), expected, atol=1e-5)
+    weights = torch.randn(2, STATE_DIM)
+    (pooled(Observation(torch.randn(2, PROMPT_DIM), observation.items)) * weights).sum().backward()
+    for name, parameter in pooled.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert not any("gru" in name for name in pooled.state_dict())
+
+
 def test_prompt_matters(states, tiny_episodes):
     rankings = rankings_of(tiny_episodes[:1]) * 2
     observation = states.observe(torch.randn(2, PROMPT_DIM), rankings, tiny_episodes[:1] * 2)

@@ -340,6 +340,8 @@ class ResultsTable(Callback):
                 highlight=False, markup=False,
             )  # fmt: skip
         lines = _notes(counters, results, pl_module.replies)
+        if pl_module.learner != "RPP":
+            lines.insert(0, f"In the rows RPP the learner is {pl_module.learner}.")
         if pl_module.refiner is not None:
             counts = pl_module.refiner.counts
             lines.append(

@@ -20,7 +20,7 @@ from torchmetrics import CatMetric
 
 from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
-from rpp.agents.state import Observation, PromptEncoder, StateEncoder, encode_parts
+from rpp.agents.state import Observation, Pooling, PromptEncoder, StateEncoder, encode_parts
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.metrics import METRICS, ndcg, target_ranks
@@ -72,6 +72,8 @@ class RPPModule(LightningModule):
         n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
         learn: The patterns that are personalised, for example ``[reasoning]``; all others say what
             the section ``manual`` of the patterns file says. ``null``: every pattern.
+        pooling: What tells the agents the ranking: a ``gru``, or the ``mean`` of its items, which
+            does not know their order (the paper's ablation RPP-pool, Table 8).
     """
 
     inference_steps: Tensor
@@ -96,6 +98,7 @@ class RPPModule(LightningModule):
         policy_seed: int = 0,
         n_static_prompts: int = 8,
         learn: list[str] | None = None,
+        pooling: Pooling = "gru",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -121,6 +124,7 @@ class RPPModule(LightningModule):
         self.prompt_encoding = prompt_encoding
         self.policy_seed = policy_seed
         self.n_static_prompts = n_static_prompts
+        self.pooling: Pooling = pooling
         self.ranker: Ranker | None = None  # handed over by RewardEnvironment
         self.refiner: Refiner | None = None  # likewise; None is RPP without the plus
         self.register_buffer("inference_steps", torch.tensor(n_steps))
@@ -171,8 +175,12 @@ class RPPModule(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy_seed)
             dim = self.vectors.dim
-            self.states = StateEncoder(self.vectors.items, self.encoder.dim, dim)
-            self.agents = ActorCritic(self.patterns.n_actions, dim, self.hidden_dim)
+            self.states = StateEncoder(self.vectors.items, self.encoder.dim, dim, self.pooling)
+            self.agents = self.make_agents(dim)
+
+    def make_agents(self, state_dim: int) -> Any:
+        """The agents, which read states of the given width; a subclass may have others."""
+        return ActorCritic(self.patterns.n_actions, state_dim, self.hidden_dim)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One Adam for actors and state encoder, one for critics."""
@@ -480,6 +488,11 @@ class RPPModule(LightningModule):
     # -- checkpoints -------------------------------------------------------------------------
 
     @property
+    def learner(self) -> str:
+        """Names the kind of agents: the weights of one fit no other."""
+        return "RPP"
+
+    @property
     def belonging(self) -> dict[str, str]:
         """What a checkpoint fits: data set, vectors, patterns; by fingerprint."""
         vectors = hashlib.sha256(self.vectors.items.numpy().tobytes()).hexdigest()[:16]
@@ -489,6 +502,8 @@ class RPPModule(LightningModule):
             "patterns": self.patterns.fingerprint,
             "prompt encoder": self.encoder.model,
             "prompt encoding": self.prompt_encoding,
+            "pooling": self.pooling,
+            "learner": self.learner,
             "data name": str(self.data_summary["settings"]["name"]),
             "patterns file": self.patterns_file,
         }
@@ -535,11 +550,14 @@ class RPPModule(LightningModule):
             "patterns": "use the patterns file, unchanged, and the model.learn of its training",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
             "prompt encoding": "set model.init_args.prompt_encoding to the other value",
+            "learner": "set model.class_path and n_prompts as in its training",
+            "pooling": "set model.init_args.pooling to the other value",
             "collaborative vectors": "restore the collaborative.safetensors of the training run",
         }.items():
             if theirs.get(key) != ours[key]:
                 raise InputError(
-                    f"the checkpoint belongs to another {key} ({theirs.get('data name')},"
-                    f" {theirs.get('patterns file')}) than this run ({ours['data name']},"
-                    f" {ours['patterns file']}): {remedy}, or fit again"
+                    f"the checkpoint belongs to another {key} ({theirs.get(key, 'unknown')};"
+                    f" {theirs.get('data name')}, {theirs.get('patterns file')}) than this run"
+                    f" ({ours[key]}; {ours['data name']}, {ours['patterns file']}): {remedy},"
+                    " or fit again"
                 )

@@ -44,11 +44,10 @@ class ActorCritic(nn.Module):
     def __init__(self, n_actions: Sequence[int], state_dim: int = 64, hidden_dim: int = 64) -> None:
         super().__init__()
         self.n_actions = tuple(n_actions)
-        self.actors = nn.ModuleList(_two_layers(state_dim, hidden_dim, n) for n in self.n_actions)
-        self.critics = nn.ModuleList(_two_layers(state_dim, hidden_dim, 1) for _ in self.n_actions)
-        for actor in self.actors:  # begin close to uniform, so that exploration is not biased
-            nn.init.orthogonal_(actor[-1].weight, gain=0.01)  # type: ignore[index]
-            nn.init.zeros_(actor[-1].bias)  # type: ignore[index]
+        self.actors = nn.ModuleList(two_layers(state_dim, hidden_dim, n) for n in self.n_actions)
+        self.critics = nn.ModuleList(two_layers(state_dim, hidden_dim, 1) for _ in self.n_actions)
+        for actor in self.actors:
+            begin_uniform(actor[-1])  # type: ignore[index]
 
     def log_probs(self, state: Tensor) -> Tensor:
         """Log-probabilities of all actions, ``(B, P, A)`` with ``A`` the largest number of options.
@@ -56,12 +55,7 @@ class ActorCritic(nn.Module):
         Args:
             state: ``(B, D)``.
         """
-        widest = max(self.n_actions)
-        logits = [
-            nn.functional.pad(actor(state), (0, widest - n), value=IMPOSSIBLE)
-            for actor, n in zip(self.actors, self.n_actions, strict=True)
-        ]
-        return torch.stack(logits, dim=1).log_softmax(dim=-1)
+        return padded_log_probs([actor(state) for actor in self.actors])
 
     def value(self, state: Tensor, horizon: float = 1.0) -> Tensor:
         """Values of a state, one per agent, ``(B, P)``.
@@ -91,7 +85,7 @@ class ActorCritic(nn.Module):
         if uniforms is None:
             actions = log_probs.argmax(dim=-1)
         else:
-            actions = _inverse_cdf(log_probs.exp(), uniforms)
+            actions = inverse_cdf(log_probs.exp(), uniforms)
         return Decision(
             actions=actions,
             log_prob=log_probs.gather(-1, actions[..., None]).squeeze(-1),
@@ -100,14 +94,34 @@ class ActorCritic(nn.Module):
         )
 
 
-def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+def padded_log_probs(logits: Sequence[Tensor]) -> Tensor:
+    """Log-probabilities of policies with ``A_1 ... A_P`` actions, ``(B, P, A)``.
+
+    Args:
+        logits: ``P`` tensors, each ``(B, A_k)``; ``A`` is the largest of the ``A_k``.
+    """
+    widest = max(each.shape[-1] for each in logits)
+    padded = [
+        nn.functional.pad(each, (0, widest - each.shape[-1]), value=IMPOSSIBLE) for each in logits
+    ]
+    return torch.stack(padded, dim=1).log_softmax(dim=-1)
+
+
+def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """First action whose cumulative probability exceeds the number, ``(B, P)``."""
     cumulative = probs.detach().double().cumsum(dim=-1)
     scaled = uniforms.double()[..., None] * cumulative[..., -1:]
     return (cumulative <= scaled).sum(dim=-1).clamp(max=probs.shape[-1] - 1)
 
 
-def _two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+def begin_uniform(last: nn.Linear) -> None:
+    """Make a policy's last layer begin close to uniform, so that exploration is not biased."""
+    nn.init.orthogonal_(last.weight, gain=0.01)
+    nn.init.zeros_(last.bias)
+
+
+def two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    """A fully connected network with one hidden layer."""
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
 
 

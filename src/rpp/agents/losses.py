@@ -99,6 +99,97 @@ def actor_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, entropy_coe
     return -_masked_mean(gain, known)
 
 
+def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+    r"""Generalised advantage estimates of a whole episode (Schulman et al. 2016, Eq. 16).
+
+    .. math:: A_t = \delta_t + \gamma \lambda A_{t+1}, \quad
+        \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad V(s_T) = A_T = 0
+
+    A step whose reward is unknown has no advantage, and ends the sum of the steps before it: the
+    value of the state it was taken in stands for all that follows, as where an episode is cut off.
+
+    Args:
+        rewards: :math:`r_t`; shape ``(T, B)``; ``nan`` where the language model failed.
+        values: :math:`V(s_t)` of the states the steps were taken in; shape ``(T, B, P)``. Held
+            constant.
+        discount: :math:`\gamma`, in [0, 1].
+        trace: :math:`\lambda`, in [0, 1]: 0 trusts the critic after one step, 1 the rewards alone.
+
+    Returns:
+        Shape ``(T, B, P)``, without gradient; ``nan`` where the reward is.
+
+    Raises:
+        ValueError: If shapes do not belong together: broadcasting would silently mix users.
+    """
+    if rewards.shape != values.shape[:2] or values.dim() != 3:
+        raise ValueError(f"shapes differ: {rewards.shape}, {values.shape}")
+    values = values.detach()
+    following = torch.zeros_like(values[0])  # V(s_{t+1})
+    advantage = torch.zeros_like(values[0])
+    advantages = []
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        delta = reward[:, None] + discount * following - value
+        advantage = delta + discount * trace * advantage.nan_to_num(nan=0.0)
+        following = value
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
+
+
+def normalised(advantage: Tensor) -> Tensor:
+    """The known advantages at mean 0 and standard deviation 1, each of ``P`` agents' by itself.
+
+    Args:
+        advantage: Shape ``(..., P)``; ``nan`` entries stay and count for nothing. Where all are
+            alike they become 0.
+    """
+    known = advantage.isfinite()
+    centred = advantage - _masked_mean(advantage, known)
+    deviation = _masked_mean(centred.square(), known).sqrt()
+    return centred / deviation.clamp(min=1e-6)
+
+
+def clipped_surrogate(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    entropy: Tensor,
+    clip: float,
+    entropy_coef: float,
+) -> Tensor:
+    r"""Clipped loss of an actor, with an entropy bonus (Schulman et al. 2017, Eq. 7 and 9).
+
+    .. math:: L_a = -\operatorname{mean}_{u,t} \left[ \min\left(\rho_t A_t,
+        \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) A_t\right)
+        + \beta H(\pi(\cdot \mid s_t)) \right], \quad
+        \rho_t = \frac{\pi(a_t \mid s_t)}{\pi_\text{old}(a_t \mid s_t)}
+
+    Args:
+        log_prob: :math:`\log\pi(a_t \mid s_t)` of the policy that learns; shape ``(..., P)``. For
+            actions chosen jointly the sum over their heads, which makes the ratio a product.
+        old_log_prob: That of the policy that chose; the same shape; held constant.
+        advantage: :math:`A_t`, held constant; the same shape; ``nan`` entries are left out.
+        entropy: :math:`H(\pi(\cdot \mid s_t))` in nats; the same shape.
+        clip: :math:`\epsilon`.
+        entropy_coef: :math:`\beta`.
+
+    Returns:
+        One loss per agent, shape ``(P,)``.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if not log_prob.shape == old_log_prob.shape == advantage.shape == entropy.shape:
+        raise ValueError(
+            f"shapes differ: {log_prob.shape}, {old_log_prob.shape}, {advantage.shape},"
+            f" {entropy.shape}"
+        )
+    known = advantage.isfinite()
+    weight = advantage.detach().masked_fill(~known, 0)
+    ratio = (log_prob - old_log_prob.detach()).exp()
+    gain = torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight)
+    return -_masked_mean(gain + entropy_coef * entropy, known)
+
+
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over all but the last dimension of the entries under the mask; 0 if there are none."""
     if values.shape != mask.shape:

@@ -7,7 +7,9 @@ r"""The state the agents share (paper, section 3.3, Eq. 3-4).
 Departures: both terms and the user's vector are layer-normalised, so that they are of one size;
 the projection :math:`W` is a layer trained with the agents, where the released code fitted a PCA
 anew in every batch; the GRU does receive its gradient. To save time, :math:`\mathrm{BERT}(p_t)` may
-be the mean over the parts of the prompt (:func:`encode_parts`), as in the embedded default.
+be the mean over the parts of the prompt (:func:`encode_parts`), as in the embedded default. The
+paper's ablation RPP-pool (Table 8) has the mean of the ranked items, which does not know their
+order, in place of the GRU.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ BATCH_TEXTS = 8
 
 TOKEN_STEP = 8
 """Texts are padded to a multiple of so many tokens."""
+
+Pooling = Literal["gru", "mean"]
+"""What turns the vectors of the ranked items into one."""
 
 
 class PromptEncoder:
@@ -201,18 +206,30 @@ class StateEncoder(nn.Module):
         item_vectors: Frozen collaborative item vectors, ``(n_items, I)``.
         prompt_dim: Width ``E`` of the prompt encodings.
         state_dim: Width ``D`` of the state.
+        pooling: How a ranking becomes a vector: ``gru``, best item first, or a linear map of the
+            items' ``mean``.
     """
 
     item_vectors: Tensor
     item_scale: Tensor
 
-    def __init__(self, item_vectors: Tensor, prompt_dim: int, state_dim: int = 64) -> None:
+    def __init__(
+        self,
+        item_vectors: Tensor,
+        prompt_dim: int,
+        state_dim: int = 64,
+        pooling: Pooling = "gru",
+    ) -> None:
         super().__init__()
         self.register_buffer("item_vectors", item_vectors, persistent=False)
         self.user_norm = nn.LayerNorm(state_dim, elementwise_affine=False)
         self.projection = nn.Linear(prompt_dim, state_dim)
         self.prompt_norm = nn.LayerNorm(state_dim)
-        self.gru = nn.GRU(item_vectors.shape[1], state_dim, batch_first=True)
+        self.pooling = pooling
+        if pooling == "gru":
+            self.gru = nn.GRU(item_vectors.shape[1], state_dim, batch_first=True)
+        else:
+            self.mean_map = nn.Linear(item_vectors.shape[1], state_dim)
         self.ranking_norm = nn.LayerNorm(state_dim)
         scale = item_vectors.std().clamp(min=1e-6)
         self.register_buffer("item_scale", 1 / scale, persistent=False)
@@ -250,6 +267,9 @@ class StateEncoder(nn.Module):
     def forward(self, observation: Observation) -> Tensor:
         """The state after a step, ``(B, D)`` (Eq. 4)."""
         prompt = self.prompt_norm(self.projection(observation.prompts))
-        last = self.gru(observation.items)[1][0]
-        state: Tensor = prompt + self.ranking_norm(last)
+        if self.pooling == "gru":
+            ranking = self.gru(observation.items)[1][0]
+        else:
+            ranking = self.mean_map(observation.items.mean(dim=1))
+        state: Tensor = prompt + self.ranking_norm(ranking)
         return state
