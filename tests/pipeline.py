@@ -68,6 +68,10 @@ class MadeUpUsers(EpisodeDataModule):
         """Everything is there already."""
 
     @property
+    def catalogue(self) -> list[Item]:
+        return [Item(k, title(k)) for k in range(N_ITEMS)]
+
+    @property
     def summary(self) -> dict[str, Any]:
         seed = self.settings.seed
         return {"fingerprint": f"made up {seed}", "settings": {"name": "made-up", "seed": seed}}

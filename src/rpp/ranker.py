@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Literal
 from zlib import crc32
@@ -119,6 +120,12 @@ class Ranker:
                 "reply_tokens": tokens.reply_tokens,
             }
         )
+
+    def with_list(self) -> Ranker:
+        """The same ranker with prompts that list the candidates: one model, cache and count."""
+        listing = copy.copy(self)
+        listing.display = replace(self.display, show_candidates=True)
+        return listing
 
     def fits(self, text: str) -> bool:
         """Whether the model's context has room for a prompt and its reply."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_summary
-from rpp.types import SPLITS, Episode, Split
+from rpp.data.interactions import load_summary, load_titles
+from rpp.types import SPLITS, Episode, Item, Split
 
 
 class EpisodeDataModule(LightningDataModule):
@@ -89,6 +90,11 @@ class EpisodeDataModule(LightningDataModule):
     def summary(self) -> dict[str, Any]:
         """What was prepared, from where, with which seeds."""
         return load_summary(self.folder)
+
+    @cached_property
+    def catalogue(self) -> list[Item]:
+        """All items; the place in the list is the item's number."""
+        return [Item(index, title) for index, title in enumerate(load_titles(self.folder))]
 
     def episodes(self, split: Split) -> list[Episode]:
         """All episodes of one user set."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from rpp.data.interactions import (
@@ -19,7 +21,7 @@ from rpp.data.interactions import (
     load_users,
     scan_table,
 )
-from rpp.types import SPLITS, Episode, InputError, Item, Split
+from rpp.types import SPLITS, Episode, InputError, Item, Split, normalise
 
 
 def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[Episode]:
@@ -64,3 +66,29 @@ def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[
             )
         )
     return episodes
+
+
+def draw_negatives(
+    target: Item,
+    catalogue: Sequence[Item],
+    seen: Collection[int],
+    n: int,
+    rng: np.random.Generator,
+) -> list[Item]:
+    """Items a user does not know, uniform over the catalogue, no two titles alike.
+
+    Args:
+        target: What they stand beside: none of them has its title.
+        catalogue: All items.
+        seen: Numbers of the items the user knows.
+        n: How many; fewer come back if there are no more.
+        rng: Source of randomness.
+    """
+    chosen: dict[str, Item] = {}
+    for k in rng.permutation(len(catalogue)):
+        if len(chosen) == n:
+            break
+        item = catalogue[int(k)]
+        if item.index not in seen and normalise(item.title) != normalise(target.title):
+            chosen.setdefault(normalise(item.title), item)
+    return list(chosen.values())

@@ -34,7 +34,7 @@ def echoes_on_one_line(prompt: str) -> str:
 def names_one_position(prompt: str) -> str:
     """The candidate in the middle and no other."""
     titles = shown_candidates(prompt)
-    return f"1. {titles[len(titles) // 2]}"
+    return f"1. {titles[len(titles) // 2]}" if titles else ""
 
 
 def answers_at_random(prompt: str) -> str:

@@ -180,8 +180,8 @@ class Patterns:
         for part in set(self.parts) - set(names):
             if self.manual is None:
                 raise InputError(
-                    "model.init_args.learn leaves patterns out, and the patterns file does not tell"
-                    " what they say then: add a section `manual`"
+                    "the patterns file does not tell what patterns say that are not learnt: add a"
+                    " section `manual`"
                 )
             option = getattr(self.manual, part)
             if part == "history":

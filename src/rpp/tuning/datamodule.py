@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from data_prep.prepare import prepare
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import PROFILE, load_titles, load_training_pairs, load_users
+from rpp.data.interactions import PROFILE, load_training_pairs, load_users
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
-from rpp.types import SPLITS, InputError, Item
+from rpp.types import SPLITS, InputError
 
 Stretch = tuple[int, int]
 """A user and the number of one of their stretches."""
@@ -62,7 +62,6 @@ class InstructionDataModule(EpisodeDataModule):
     def setup(self, stage: str) -> None:
         """Read the episodes and the training sequences of the users to learn from."""
         self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
-        self.catalogue = [Item(k, title) for k, title in enumerate(load_titles(self.folder))]
         held_out = {e.user for e in self._episodes["validation"] + self._episodes["test"]}
         users, items = load_training_pairs(self.folder)
         starts = np.flatnonzero(np.diff(users, prepend=-1))

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rpp.data.episodes import draw_negatives
 from rpp.prompts.compose import Display, compose, identifier
 from rpp.prompts.patterns import Patterns
-from rpp.types import Episode, Item, normalise
+from rpp.types import Episode, Item
 
 Span = tuple[int, int]
 """First sign and the one after the last."""
@@ -75,7 +76,7 @@ def draw_instruction(
     display = display or Display(show_candidates=False)
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
     at = len(stretch) - 1 if display.show_candidates else n_history
-    best_first = [stretch[at], *_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
+    best_first = [stretch[at], *draw_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
     order = [int(k) for k in rng.permutation(n_candidates)]
     episode = Episode(
         user=0,
@@ -97,20 +98,6 @@ def draw_instruction(
     return Instruction(
         prompt, output, learnt, output_spans, tuple(item.title for item in best_first)
     )
-
-
-def _negatives(
-    target: Item, catalogue: Sequence[Item], seen: frozenset[int], n: int, rng: np.random.Generator
-) -> list[Item]:
-    """Items the user does not know, no two titles alike."""
-    chosen: dict[str, Item] = {}
-    for k in rng.permutation(len(catalogue)):
-        if len(chosen) == n:
-            break
-        item = catalogue[int(k)]
-        if item.index not in seen and normalise(item.title) != normalise(target.title):
-            chosen.setdefault(normalise(item.title), item)
-    return list(chosen.values())
 
 
 def _reply(lines: Sequence[str], *, numbered: bool) -> tuple[str, tuple[Span, ...]]:
