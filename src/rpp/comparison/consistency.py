@@ -33,7 +33,7 @@ class SelfConsistency(PromptMethod):
             an RPP episode has steps.
     """
 
-    name = "permutation self-consistency"
+    name = "self-consistency"
 
     def __init__(self, n_orders: int | None = None) -> None:
         if n_orders is not None and n_orders < 1:
