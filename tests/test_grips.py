@@ -415,7 +415,7 @@ def test_a_spent_budget_ends_the_search(users):
     llm = ScriptedLanguageModel(reply=answers_at_random)
     ranker = Ranker(llm, max_calls=50)
     with pytest.raises(LanguageModelStop, match="50 calls"):
-        GRIPS().learn(Task(users, SENTENCES, ranker, n_steps=3))
+        GRIPS(n_paraphrases=0).learn(Task(users, SENTENCES, ranker, n_steps=3))
 
 
 def test_what_is_asked_for_rewording_is_the_phrase_alone(users):
