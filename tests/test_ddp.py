@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from rpp.callbacks import Predictions, ResultsTable
 from rpp.data.shares import SharedBatches, share
-from rpp.llms.base import LanguageModelError, LanguageModelStop
+from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.types import InputError
 
@@ -62,6 +62,12 @@ class Record(Callback):
         (self.folder / f"test_{trainer.global_rank}.json").write_text(json.dumps(record))
 
 
+def reword(prompt):
+    """A refiner that finds other words in every process."""
+    sentence = prompt.partition("Instruction: ")[2].partition("\n")[0]
+    return f"Wording {os.environ.get('LOCAL_RANK', 0)}: {sentence}"
+
+
 def play(folder: Path, n_processes: int) -> None:
     """Fit, test and predict; then a fit and a test that a budget ends."""
     users = MadeUpUsers(**USERS)
@@ -76,8 +82,8 @@ def play(folder: Path, n_processes: int) -> None:
             return LanguageModelError("no answer")
         return answers_at_random(prompt)
 
-    def run(*callbacks, max_calls=None, **options):
-        env = environment(reply, max_calls=max_calls)
+    def run(*callbacks, max_calls=None, refiner=None, **options):
+        env = environment(reply, max_calls=max_calls, refiner=refiner)
         options |= {"strategy": "ddp"} if n_processes > 1 else {}
         return trainer(folder, env, *callbacks, devices=n_processes, **options)
 
@@ -86,7 +92,9 @@ def play(folder: Path, n_processes: int) -> None:
     rpp = module(n_steps=3, n_static_prompts=3, actor_lr=0.003, critic_lr=0.003)
     made.fit(rpp, users)
     made.test(rpp, users, verbose=False)
-    run(Predictions(str(folder / "predictions.jsonl"))).predict(rpp, users)
+    predictions = Predictions(str(folder / "predictions.jsonl"))
+    refiner = ScriptedLanguageModel(reword, name="refiner")
+    run(predictions, refiner=refiner).predict(rpp, users)
 
     last = ModelCheckpoint(dirpath=folder / "last", filename="last", enable_version_counter=False)
     poor = module(n_steps=3, n_static_prompts=3)
@@ -194,6 +202,8 @@ def test_predictions_of_all_processes_are_in_one_file(one, two):
     lines = (two / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["user"] for line in lines] == [f"u{user}" for user in range(16, 23)]
     assert lines == (one / "predictions.jsonl").read_text().splitlines()
+    said = [sentence for line in lines for sentence in json.loads(line)["sentences"].values()]
+    assert any(sentence.startswith("Wording 0: ") for sentence in said)
 
 
 def test_a_budget_is_shared_and_ends_all_processes(two):
