@@ -26,6 +26,7 @@ from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
+from rpp.processes import ask_together, gather, gather_rows
 from rpp.prompts.compose import Layout
 from rpp.prompts.refine import Refiner, table
 from rpp.ranker import Counters, Decoding, Ranker
@@ -60,7 +61,8 @@ class RewardEnvironment(Callback):
         memory_gb: Memory that passes of a model in this process may take beside its weights, in
             10^9 bytes; by default most of a GPU's free memory, or a quarter of the computer's.
         max_calls: Calls to the language model after which the run stops, with a checkpoint or
-            the table so far; answers from the cache are free.
+            the table so far; answers from the cache are free. Of several learner processes each
+            may make its part of them, and the first to have made it ends the run.
         seed: Of the order in which candidates that a reply leaves out are appended.
         refiner: RPP+: the language model that rewrites every sentence the agents can choose, once.
             ``same`` is the ranker's own, whose weights are not loaded twice; the calls of another
@@ -130,11 +132,17 @@ class RewardEnvironment(Callback):
                 layout=self.layout,
                 seed=self.seed,
                 cache=ReplyCache(folder, self.cache_gb),
-                max_calls=self.max_calls,
+                max_calls=self._own_calls(trainer.global_rank, trainer.world_size),
             )
         pl_module.ranker = self.ranker  # type: ignore[assignment]
         if self.refiner is not None:
             self._refine(pl_module, self.ranker)
+
+    def _own_calls(self, rank: int, n_processes: int) -> int | None:
+        """This process's part of ``max_calls``."""
+        if self.max_calls is None:
+            return None
+        return self.max_calls // n_processes + (rank < self.max_calls % n_processes)
 
     def _refine(self, pl_module: Any, ranker: Ranker) -> None:
         """Hand a refiner to the module; a model like the ranker's is the ranker's."""
@@ -151,11 +159,29 @@ class RewardEnvironment(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what the fit may cost before it begins."""
+        self._agree_on_sentences(trainer, pl_module)
         self._announce(trainer, pl_module, "fit")
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what the test may cost before it begins."""
+        self._agree_on_sentences(trainer, pl_module)
         self._announce(trainer, pl_module, "test")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Agree on the refined sentences."""
+        self._agree_on_sentences(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Agree on the refined sentences."""
+        self._agree_on_sentences(trainer, pl_module)
+
+    def _agree_on_sentences(self, trainer: Trainer, pl_module: Any) -> None:
+        """Of several learner processes the first asks the refiner, and all send its sentences."""
+        refiner: Refiner | None = getattr(pl_module, "refiner", None)
+        if refiner is None or trainer.world_size == 1:
+            return
+        ask_together(lambda: refiner.refinements if trainer.is_global_zero else {})
+        refiner.recall(gather(refiner.answers)[0])
 
     def _announce(self, trainer: Trainer, pl_module: Any, stage: Literal["fit", "test"]) -> None:
         """Print the budget: calls at most, and tokens and time by those of a few real prompts."""
@@ -165,7 +191,7 @@ class RewardEnvironment(Callback):
         before = self.ranker.counters
         started = perf_counter()
         pl_module.calibrate(stage, N_CALIBRATION)
-        seconds = perf_counter() - started
+        seconds = (perf_counter() - started) / trainer.world_size  # all ask at the same time
         after = self.ranker.counters
         if trainer.is_global_zero:
             text = budget(pl_module.n_calls(stage), before, after, seconds, self.max_calls)
@@ -176,7 +202,7 @@ class RewardEnvironment(Callback):
     ) -> None:
         """Log what the run has cost so far."""
         if self.ranker is not None:
-            for name, value in self.ranker.counters.as_dict().items():
+            for name, value in _of_all(self.ranker.counters).as_dict().items():
                 pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
         if self.refiner is not None:
             for name, count in pl_module.refiner.counts.items():
@@ -191,7 +217,8 @@ class RewardEnvironment(Callback):
         if isinstance(exception, LanguageModelStop) and trainer.training and folder is not None:
             path = Path(folder, "last.ckpt")
             trainer.save_checkpoint(path)
-            _say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
+            if trainer.is_global_zero:
+                _say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
         if self.ranker is not None:  # teardown is not called; the module still reads the counters
             self.ranker.llm.close()
             self.ranker = None
@@ -256,11 +283,13 @@ class PromptLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Action distribution per agent, sample prompts and replies."""
+        if not pl_module.steps:
+            return
+        actions = gather_rows(torch.cat([turn.actions for turn in pl_module.steps]))
         board = _tensorboard(trainer)
-        if board is None or not pl_module.steps:
+        if board is None:
             return
         epoch = trainer.current_epoch
-        actions = torch.cat([turn.actions for turn in pl_module.steps])
         for k, name in enumerate(pl_module.patterns.names):
             n_actions = pl_module.patterns.n_actions[k]
             shares = torch.bincount(actions[:, k], minlength=n_actions).double() / len(actions)
@@ -279,11 +308,14 @@ class PromptLog(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Which share of users ends at which option, per pattern (paper, Figures 11-14)."""
-        board = _tensorboard(trainer)
-        if board is None or not pl_module.steps:
+        if not pl_module.steps:
             return
-        shown = [prompt.n_history for turn in pl_module.steps for prompt in turn.prompts]
-        actions = torch.cat([turn.actions for turn in pl_module.steps])
+        own = [prompt.n_history for turn in pl_module.steps for prompt in turn.prompts]
+        shown = gather_rows(torch.tensor(own)).tolist()
+        actions = gather_rows(torch.cat([turn.actions for turn in pl_module.steps]))
+        board = _tensorboard(trainer)
+        if board is None:
+            return
         figure = charts.user_distribution(actions, shown, pl_module.patterns)
         board.add_figure("test/users_by_option", figure, trainer.current_epoch)
 
@@ -316,6 +348,7 @@ class ResultsTable(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print and write the table."""
+        counters = _of_all(pl_module.ranker.counters)
         if not trainer.is_global_zero:
             return
         results: dict[str, Tensor] = pl_module.results
@@ -333,7 +366,6 @@ class ResultsTable(Callback):
             for other in rows[1:]
         }
         Console().print(_rich_table(table, len(results["RPP"]), int(pl_module.inference_steps)))
-        counters = pl_module.ranker.counters
         for name, gain in gains.items():
             Console().print(
                 f"NDCG@10, RPP - {name}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
@@ -409,11 +441,25 @@ class Predictions(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Write the file anew."""
+        """Write the file anew, every batch put together from the parts of all processes."""
+        of_each = gather(predictions)
+        if not trainer.is_global_zero:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) for batch in predictions for row in batch]
+        lines = [
+            json.dumps(row, ensure_ascii=False)
+            for parts in zip(*of_each, strict=True)
+            for part in parts
+            for row in part
+        ]
         self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         _say(f"{len(lines)} users written to {self.path}")
+
+
+def _of_all(counters: Counters) -> Counters:
+    """Summed over the learner processes."""
+    of_each = gather(asdict(counters))
+    return Counters(**{name: sum(own[name] for own in of_each) for name in of_each[0]})
 
 
 def _say(text: str) -> None:

@@ -22,6 +22,7 @@ from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
 from rpp.callbacks import RewardEnvironment
@@ -47,6 +48,7 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
+    @rank_zero_only  # of several processes one tidies up
     def before_fit(self) -> None:
         """Put the checkpoints of an earlier run aside: this run's ``last`` must be its own."""
         if self.config_init[self.subcommand].get("ckpt_path") is None:
@@ -178,6 +180,7 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 against torch 2.13
         ".*does not have many workers.*",  # episodes are small Python objects
         ".*exists and is not empty.*",  # a run of the same name replaces the former checkpoints
+        ".*infer the batch indices.*",  # every process gets whole batches from its sampler
         ".*is_gradient_checkpointing.*",  # peft 0.21 reads a name that transformers 5 has renamed
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -23,7 +26,9 @@ from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 from rpp.agents.state import Observation, Pooling, PromptEncoder, StateEncoder, encode_parts
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.shares import share
 from rpp.metrics import METRICS, ndcg, target_ranks
+from rpp.processes import ask_together, average_gradients, gather, gather_rows, means, sums
 from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
@@ -33,6 +38,10 @@ from rpp.types import SPLITS, Episode, InputError, Ranking, Split, final_scoring
 
 Choose = Callable[[Tensor, int, Sequence[Episode]], Tensor]
 """A policy: state ``(B, D)``, step and users to actions ``(B, P)``."""
+
+EPOCH_MEAN: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+"""How training numbers are logged; ``sync_dist`` although all processes log the same numbers, for
+Lightning cannot know that they do."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +140,9 @@ class RPPModule(LightningModule):
         self.register_buffer("static_actions", torch.full((len(self.patterns.names),), -1))
         self.register_buffer("static_length", torch.tensor(0))
         self.val_ranks: Any = torch.nn.ModuleList(
-            CatMetric(nan_strategy="disable") for _ in range(n_steps)
+            CatMetric(nan_strategy="disable", sync_on_compute=False) for _ in range(n_steps)
         )
-        self.steps: list[Step] = []  # of the running epoch, for the logs
+        self.steps: list[Step] = []  # this process's, of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
         self.replies: Counter[str] = Counter()  # how the replies behind the RPP row were read
         self.trained_with: dict[str, str] = {}  # language model and decoding of the checkpoint
@@ -144,13 +153,18 @@ class RPPModule(LightningModule):
         """Build agents and state encoder for the data set's vectors.
 
         Raises:
-            InputError: On several devices: results are not yet gathered from them; if prompts
-                tell what the data set does not know of its users.
+            InputError: On several devices with a strategy that splits weights or keeps the results
+                in its child processes; if prompts tell what the data set does not know of its
+                users.
         """
-        if self.trainer.world_size > 1:
+        strategy = self.trainer.strategy
+        whole = isinstance(strategy, DDPStrategy) and not isinstance(
+            strategy.launcher, _MultiProcessingLauncher
+        )
+        if self.trainer.world_size > 1 and not whole:
             raise InputError(
-                f"RPP runs in one process, not {self.trainer.world_size}: set trainer.devices to 1;"
-                " put a language model on several GPUs behind a server (conf/llm/server.yaml)"
+                f"RPP cannot share its users among {self.trainer.world_size} processes this way:"
+                " set trainer.strategy to ddp, or trainer.devices to 1"
             )
         if not hasattr(self, "agents"):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -237,20 +251,30 @@ class RPPModule(LightningModule):
         assert isinstance(optimizers, list)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        self.manual_backward(actor.sum() + self.value_coef * critic.sum())
+        n_known = int(returns[..., 0].isfinite().sum())
+        self._backward(actor.sum() + self.value_coef * critic.sum(), n_known)
         for optimizer in optimizers:
             self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
             optimizer.step()
+        losses = means(torch.stack([actor, critic]), n_known)
+        entropies = means(entropy.mean((0, 1)), entropy[..., 0].numel())
+        options: dict[str, Any] = EPOCH_MEAN | {"batch_size": 1}
         for k, name in enumerate(self.patterns.names):
-            self.log(f"loss/actor_{name}", actor[k], on_step=False, on_epoch=True, batch_size=1)
-            self.log(f"loss/critic_{name}", critic[k], on_step=False, on_epoch=True, batch_size=1)
-            self.log(
-                f"entropy/{name}",
-                entropy[..., k].mean(),
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-            )
+            self.log(f"loss/actor_{name}", losses[0, k], **options)
+            self.log(f"loss/critic_{name}", losses[1, k], **options)
+            self.log(f"entropy/{name}", entropies[k], **options)
+
+    def _backward(self, loss: Tensor, n: int) -> None:
+        """Gradients of a loss that is a mean over ``n`` entries in this process, over all of them.
+
+        DDP itself would count processes equally that have unequal numbers of users or failed
+        calls, and wants a gradient of every weight; the state encoder has none in the first step.
+        """
+        strategy = self.trainer.strategy
+        own = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+        with own:
+            self.manual_backward(loss)
+        average_gradients(self.parameters(), n)
 
     # -- playing without learning ------------------------------------------------------------
 
@@ -311,7 +335,8 @@ class RPPModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Choose how many steps inference plays: those after which NDCG is highest."""
-        by_step = [ranks.compute().reshape(-1) for ranks in self.val_ranks]
+        # sorted: who played where must not show in a sum
+        by_step = [gather_rows(r.compute().reshape(-1)).sort().values for r in self.val_ranks]
         for ranks in self.val_ranks:
             ranks.reset()
         scores = torch.stack([ndcg(ranks, self.n_candidates).nanmean() for ranks in by_step])
@@ -319,10 +344,11 @@ class RPPModule(LightningModule):
         self.inference_steps.fill_(best + 1)
         for name, metric in METRICS.items():
             shown = name in ("ndcg@10", "hr@5")
-            self.log(f"val/{name}", metric(by_step[best]).nanmean().float(), prog_bar=shown)
-        self.log("val/inference_steps", float(best + 1))
+            score = metric(by_step[best]).nanmean().float()
+            self.log(f"val/{name}", score, prog_bar=shown, sync_dist=True)
+        self.log("val/inference_steps", float(best + 1), sync_dist=True)
         for step, score in enumerate(scores):
-            self.log(f"val_ndcg_by_step/{step:02d}", score.float())
+            self.log(f"val_ndcg_by_step/{step:02d}", score.float(), sync_dist=True)
 
     def n_calls(self, stage: Literal["fit", "test"]) -> int | None:
         """Largest number of calls to the language model; ``None`` without ``max_epochs``."""
@@ -338,16 +364,24 @@ class RPPModule(LightningModule):
         return n_sentences + n_left * an_epoch + self.n_static_prompts * n_users["validation"]
 
     def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
-        """Ask some prompts that the stage asks anyway, long ones where there is a choice."""
-        static = self.static
+        """Ask some prompts that this process asks anyway, long ones where there is a choice."""
         if stage == "fit":
             static = max(self._static_prompts(), key=lambda each: each.length)
-        episodes = self._episodes("validation" if stage == "fit" else "test")
+            episodes = self._own_validation_users()
+        else:
+            static = self.static
+            loader = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+            episodes = [episode for batch in loader for episode in batch]
         self._ask_static(episodes[:n_prompts], static)
 
     def _episodes(self, split: Split) -> list[Episode]:
         episodes: list[Episode] = self.trainer.datamodule.episodes(split)  # type: ignore[attr-defined]
         return episodes
+
+    def _own_validation_users(self) -> list[Episode]:
+        """Whom this process asks for the best static prompt."""
+        trainer = self.trainer
+        return share(self._episodes("validation"), trainer.global_rank, trainer.world_size)
 
     def _static_prompts(self) -> list[StaticPrompt]:
         return draw_static_prompts(
@@ -359,10 +393,11 @@ class RPPModule(LightningModule):
         """Choose the best of some static prompts on validation users: what RPP has to beat."""
         if self.static_length > 0:  # a resumed run has chosen already
             return
-        episodes = self._episodes("validation")
+        episodes = self._own_validation_users()
         drawn = self._static_prompts()
         scores = [
-            float(self._reward(self._ask_static(episodes, static)).nanmean()) for static in drawn
+            float(gather_rows(self._reward(self._ask_static(episodes, static))).nanmean())
+            for static in drawn
         ]
         best = max(range(len(drawn)), key=scores.__getitem__)
         self.static_actions.copy_(torch.tensor(drawn[best].actions))
@@ -393,16 +428,16 @@ class RPPModule(LightningModule):
             "best static prompt": self._ask_static(batch, self.static),
         } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}
         self.steps.append(greedy[-1])
-        self.replies.update(ranking.status for ranking in greedy[-1].rankings)
         with final_scoring():
-            for name, turn in rows.items():
-                ranks = target_ranks(turn.rankings, batch)
-                self._add_result(name, ranks)
-            named = target_ranks(greedy[-1].rankings, batch, named_only=True)
-            self._add_result("RPP, unnamed target not retrieved", named)
-            self._add_result(
-                "displayed position", torch.tensor([float(e.target + 1) for e in batch])
+            results = {name: target_ranks(turn.rankings, batch) for name, turn in rows.items()}
+            results["RPP, unnamed target not retrieved"] = target_ranks(
+                greedy[-1].rankings, batch, named_only=True
             )
+            results["displayed position"] = torch.tensor([float(e.target + 1) for e in batch])
+        for name, own in results.items():
+            self._add_result(name, gather_rows(own))
+        for replies in gather(Counter(ranking.status for ranking in greedy[-1].rankings)):
+            self.replies.update(replies)
 
     def _add_result(self, name: str, ranks: Tensor) -> None:
         before = self.results.get(name)
@@ -453,13 +488,18 @@ class RPPModule(LightningModule):
         return self._send(episodes, actions, lengths)
 
     def _send(self, episodes: Sequence[Episode], actions: Tensor, lengths: list[int]) -> Step:
-        if self.ranker is None:
+        ranker = self.ranker
+        if ranker is None:
             raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
-        prompts = compose(
-            episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
-            fits=self.ranker.fits, refine=self.refiner or str,
-        )  # fmt: skip
-        return Step(episodes, actions, lengths, prompts, self.ranker.rank(prompts, episodes))
+
+        def ask() -> Step:
+            prompts = compose(
+                episodes, self.patterns, actions.tolist(), lengths, ranker.display,
+                fits=ranker.fits, refine=self.refiner or str,
+            )  # fmt: skip
+            return Step(episodes, actions, lengths, prompts, ranker.rank(prompts, episodes))
+
+        return ask_together(ask)
 
     def _observe(self, turn: Step) -> Observation:
         if self.prompt_encoding == "parts":
@@ -476,10 +516,11 @@ class RPPModule(LightningModule):
     def _log_turn(self, step: int, turn: Step, reward: Tensor) -> None:
         self.steps.append(turn)
         known = reward[reward.isfinite()]
-        if len(known):
-            options = {"on_step": False, "on_epoch": True, "batch_size": len(known)}
-            self.log("train/reward", known.mean(), prog_bar=True, **options)  # type: ignore[arg-type]
-            self.log(f"train_reward_by_step/{step:02d}", known.mean(), **options)  # type: ignore[arg-type]
+        total, n_known = sums(torch.stack([known.sum(), known.new_tensor(len(known))]))
+        if n_known:
+            options: dict[str, Any] = EPOCH_MEAN | {"batch_size": int(n_known)}
+            self.log("train/reward", total / n_known, prog_bar=True, **options)
+            self.log(f"train_reward_by_step/{step:02d}", total / n_known, **options)
 
     def on_train_epoch_start(self) -> None:
         """Forget the steps of the last epoch."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rpp.agents.losses import clipped_surrogate, critic_loss, gae, horizon, normalised
 from rpp.agents.ppo import JointActorCritic, JointDecision, draw_prompts
-from rpp.module import RPPModule
+from rpp.module import EPOCH_MEAN, RPPModule
+from rpp.processes import gather_rows, means
 from rpp.types import Episode, InputError
 
 
@@ -92,9 +93,11 @@ class PPOModule(RPPModule):
         first = self.states.initial(self._user_vectors(batch))
         values = torch.stack([decision.value for decision in played])
         advantage = gae(torch.stack(rewards), values, self.discount, self.trace)
+        everyone = gather_rows(advantage.transpose(0, 1)).transpose(0, 1)
+        scaled = normalised(advantage, everyone)
         for _ in range(self.n_update_epochs):
             states = [first, *map(self.states, observations)]  # again: the encoder learns as well
-            self._update_jointly(states, played, advantage + values, normalised(advantage))
+            self._update_jointly(states, played, advantage + values, scaled)
 
     def _horizon(self, step: int) -> float:
         return horizon(self.n_steps - step, self.discount)
@@ -130,10 +133,13 @@ class PPOModule(RPPModule):
         critic = critic_loss(returns, torch.stack([decision.value for decision in decisions]))
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
-        self.manual_backward((actor + self.value_coef * critic).sum())
+        n_known = int(returns.isfinite().sum())
+        self._backward((actor + self.value_coef * critic).sum(), n_known)
         self.clip_gradients(optimizer, self.max_grad_norm, "norm")  # type: ignore[arg-type]
         optimizer.step()  # type: ignore[union-attr]
         heads = self.patterns.names if self.n_prompts is None else ("prompt",)
-        logged = {"loss/actor": actor.sum(), "loss/critic": critic.sum()}
-        logged |= {f"entropy/{name}": entropy[..., k].mean() for k, name in enumerate(heads)}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
+        losses = means(torch.cat([actor, critic]), n_known)
+        entropies = means(entropy.mean((0, 1)), entropy[..., 0].numel())
+        logged = {"loss/actor": losses[0], "loss/critic": losses[1]}
+        logged |= {f"entropy/{name}": entropies[k] for k, name in enumerate(heads)}
+        self.log_dict(logged, **EPOCH_MEAN, batch_size=1)

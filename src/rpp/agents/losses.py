@@ -135,17 +135,20 @@ def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tenso
     return torch.stack(advantages[::-1])
 
 
-def normalised(advantage: Tensor) -> Tensor:
+def normalised(advantage: Tensor, everyone: Tensor | None = None) -> Tensor:
     """The known advantages at mean 0 and standard deviation 1, each of ``P`` agents' by itself.
 
     Args:
         advantage: Shape ``(..., P)``; ``nan`` entries stay and count for nothing. Where all are
             alike they become 0.
+        everyone: Among whom they have that mean and deviation, ``(..., P)``, if these are some of
+            more.
     """
-    known = advantage.isfinite()
-    centred = advantage - _masked_mean(advantage, known)
-    deviation = _masked_mean(centred.square(), known).sqrt()
-    return centred / deviation.clamp(min=1e-6)
+    everyone = advantage if everyone is None else everyone
+    known = everyone.isfinite()
+    mean = _masked_mean(everyone, known)
+    deviation = _masked_mean((everyone - mean).square(), known).sqrt()
+    return (advantage - mean) / deviation.clamp(min=1e-6)
 
 
 def clipped_surrogate(

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_summary, load_titles
+from rpp.data.shares import SharedBatches
 from rpp.types import SPLITS, Episode, Item, Split
 
 
@@ -41,7 +42,7 @@ class EpisodeDataModule(LightningDataModule):
         years: Whether a film's title ends in its year; without, prompts are shorter by a third.
         seed: Of user sets, candidates, their order and the order of training users.
         custom: Files and columns of the data set ``custom``.
-        batch_size: Users who play at once and share an update.
+        batch_size: Users who play at once and share an update, of all processes together.
         reshuffle: Show training users their candidates in a fresh order every epoch.
         lightgcn: How the collaborative vectors are trained.
     """
@@ -117,22 +118,16 @@ class EpisodeDataModule(LightningDataModule):
         return self._loader(self._episodes["test"])
 
     def _loader(self, rows: list[Any], *, shuffle: bool = False) -> DataLoader[Any]:
-        # of all samplers this one is told the epoch, so that a resumed run has the same order
-        sampler: DistributedSampler[Any] | None = None
-        if shuffle:
-            sampler = DistributedSampler(
-                rows,  # type: ignore[arg-type]
-                num_replicas=1,
-                rank=0,
-                shuffle=True,
-                seed=self.settings.seed,
-            )
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=list,
+        trainer = self.trainer
+        batches = SharedBatches(
+            len(rows),
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.settings.seed,
+            rank=0 if trainer is None else trainer.global_rank,
+            n_processes=1 if trainer is None else trainer.world_size,
         )
+        return DataLoader(Rows(rows), batch_size=None, sampler=batches, collate_fn=list)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Shuffle the candidates of training users afresh."""
@@ -145,6 +140,21 @@ class EpisodeDataModule(LightningDataModule):
     ) -> list[Episode]:
         """Episodes stay as they are: they hold no tensors."""
         return batch
+
+
+class Rows(Dataset[Any]):
+    """A list that is asked for several of its entries at once."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, places: Sequence[int]) -> list[Any]:
+        """The entries at some places, in their order."""
+        return [self.rows[place] for place in places]
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self.rows)
 
 
 def shuffle_candidates(episodes: Sequence[Episode], seed: int, epoch: int) -> list[Episode]:

@@ -31,6 +31,7 @@ from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree
 from rpp.metrics import METRICS, mean_interval, target_ranks
+from rpp.processes import gather_rows, sums
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import REPLY_START, Decoding, Ranker
@@ -124,7 +125,7 @@ class RankingAdapter(LightningModule):
         self.listwise_weight = listwise_weight
         self.max_grad_norm = max_grad_norm
         self.max_tokens = max_tokens
-        self.val_ranks = CatMetric(nan_strategy="disable")
+        self.val_ranks = CatMetric(nan_strategy="disable", sync_on_compute=False)
         self.curve: list[dict[str, float]] = []  # score by number of sequences
         self.n_sequences = 0
 
@@ -168,7 +169,7 @@ class RankingAdapter(LightningModule):
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
             loss = loss + self.listwise_weight * listwise
-        self.n_sequences += len(batch)
+        self.n_sequences += int(sums(torch.tensor(len(batch), device=self.device)))
         self.log("train/sequences", float(self.n_sequences), batch_size=len(batch))
         return loss
 
@@ -245,16 +246,17 @@ class RankingAdapter(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; keep the adapter if it is the best so far."""
-        ranks = self.val_ranks.compute().reshape(-1)
+        ranks = gather_rows(self.val_ranks.compute().reshape(-1))
         self.val_ranks.reset()
         for name, metric in METRICS.items():
-            self.log(f"val/{name}", metric(ranks).nanmean().float(), prog_bar=name == "ndcg@10")
+            score = metric(ranks).nanmean().float()
+            self.log(f"val/{name}", score, prog_bar=name == "ndcg@10", sync_dist=True)
         if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
-        score = float(METRICS["ndcg@10"](ranks).nanmean())
+        reached = float(METRICS["ndcg@10"](ranks).nanmean())
         best = max((point["ndcg@10"] for point in self.curve), default=0.0)
-        self.curve.append({"sequences": self.n_sequences, "ndcg@10": score})
-        if score > best and self.trainer.is_global_zero:
+        self.curve.append({"sequences": self.n_sequences, "ndcg@10": reached})
+        if reached > best and self.trainer.is_global_zero:
             self._export(ranks)
 
     def _export(self, ranks: Tensor) -> None:

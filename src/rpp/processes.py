@@ -1,0 +1,111 @@
+"""What several learner processes tell each other.
+
+Each plays its part of every batch of users (``rpp.data.shares``); what depends on the whole batch
+is put together here. All processes have to make the same calls in the same order. A process that
+is alone gets back what it gave.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from rpp.llms.base import LanguageModelError, LanguageModelStop
+
+Result = TypeVar("Result")
+
+
+def alone() -> bool:
+    """Whether this is the only learner process."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return not together or distributed.get_world_size() == 1
+
+
+def sums(values: Tensor) -> Tensor:
+    """Sums over the processes, entry by entry."""
+    if alone():
+        return values
+    total = values.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def means(values: Tensor, n: int) -> Tensor:
+    """Means over what all processes have, from each one's own.
+
+    Args:
+        values: Means over what this process has; any shape, finite.
+        n: How many it has; 0 leaves it out.
+
+    Returns:
+        The same shape; 0 if no process has any.
+    """
+    if alone():
+        return values
+    total = sums(torch.cat([values.detach().flatten() * n, values.new_tensor([n])]))
+    return (total[:-1] / total[-1].clamp(min=1)).view_as(values)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], n: int) -> None:
+    """Make the gradients of each process's mean loss those of the mean over all processes.
+
+    Args:
+        parameters: The same ones have a gradient in every process.
+        n: Entries of this process's mean.
+    """
+    if alone():
+        return
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    averaged = means(torch.cat([grad.flatten() for grad in grads]), n)
+    for grad, part in zip(grads, averaged.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes, those of the first one first; numbers of rows may differ."""
+    if alone():
+        return rows
+    return torch.cat(gather_all_tensors(rows.to(_device()))).to(rows.device)
+
+
+def gather(own: Any) -> list[Any]:
+    """What each process has, the first one's first; it travels as JSON."""
+    if alone():
+        return [own]
+    text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+    return [json.loads(bytes(part.tolist())) for part in gather_all_tensors(text.to(_device()))]
+
+
+def ask_together(ask: Callable[[], Result]) -> Result:
+    """Ask a language model in every process; if one gets no answer, none goes on.
+
+    Otherwise the others would wait for it without end.
+
+    Raises:
+        LanguageModelError: What one of the processes met, a :class:`LanguageModelStop` first.
+    """
+    if alone():
+        return ask()
+    error: LanguageModelError | None = None
+    try:
+        answer = ask()
+    except LanguageModelError as caught:
+        error = caught
+    own = None if error is None else [isinstance(error, LanguageModelStop), str(error)]
+    met = [each for each in gather(own) if each is not None]
+    if met:
+        stop, message = max(met)
+        raise (LanguageModelStop if stop else LanguageModelError)(message) from error
+    return answer
+
+
+def _device() -> torch.device:
+    """Where tensors must lie to travel."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,274 @@
+"""Two learner processes end with the numbers of one.
+
+Run as a script this file is one of the processes; the tests start two of it, which costs the
+imports once for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, module, trainer
+from safetensors.torch import load_file, save_file
+
+from rpp.callbacks import Predictions, ResultsTable
+from rpp.data.shares import SharedBatches, share
+from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.controls import answers_at_random, shown_candidates
+from rpp.ppo import PPOModule
+from rpp.types import InputError
+
+N_EPOCHS = 2
+USERS = {"n_train": 11, "n_validation": 5, "n_test": 7, "batch_size": 4}
+"""Batches of 4, 4 and 3 training users: processes have 2 and 2, 2 and 2, 2 and 1."""
+
+FAILING = {"train": (0, 4), "validation": (1,), "test": (5,)}
+"""Users whose every call fails."""
+
+
+class Record(Callback):
+    """Keeps what this process ends with."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.played = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        # of every turn of an epoch, who played it
+        self.played.append([[e.user for e in turn.episodes] for turn in pl_module.steps])
+
+    def on_train_end(self, trainer, pl_module):
+        rank = trainer.global_rank
+        state = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        save_file(state, self.folder / f"weights_{rank}.safetensors")
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        record = {"logged": logged, "played": self.played}
+        (self.folder / f"fit_{rank}.json").write_text(json.dumps(record))
+
+    def on_test_end(self, trainer, pl_module):
+        record = {name: ranks.tolist() for name, ranks in pl_module.results.items()}
+        record["replies"] = dict(pl_module.replies)
+        record["own_calls"] = pl_module.ranker.counters.calls
+        (self.folder / f"test_{trainer.global_rank}.json").write_text(json.dumps(record))
+
+
+def reword(prompt):
+    """A refiner that finds other words in every process."""
+    sentence = prompt.partition("Instruction: ")[2].partition("\n")[0]
+    return f"Wording {os.environ.get('LOCAL_RANK', 0)}: {sentence}"
+
+
+def play(folder: Path, n_processes: int) -> None:
+    """Fit, test and predict; then a fit and a test that a budget ends."""
+    users = MadeUpUsers(**USERS)
+    failing = {
+        frozenset(item.title for item in users.episodes(split)[k].candidates)
+        for split, places in FAILING.items()
+        for k in places
+    }
+
+    def reply(prompt):
+        if frozenset(shown_candidates(prompt)) in failing:
+            return LanguageModelError("no answer")
+        return answers_at_random(prompt)
+
+    def run(*callbacks, max_calls=None, refiner=None, **options):
+        env = environment(reply, max_calls=max_calls, refiner=refiner)
+        options |= {"strategy": "ddp"} if n_processes > 1 else {}
+        return trainer(folder, env, *callbacks, devices=n_processes, **options)
+
+    table = ResultsTable(str(folder / "results"))
+    made = run(Record(folder), table, max_epochs=N_EPOCHS)
+    rpp = module(n_steps=3, n_static_prompts=3, actor_lr=0.003, critic_lr=0.003)
+    made.fit(rpp, users)
+    made.test(rpp, users, verbose=False)
+    predictions = Predictions(str(folder / "predictions.jsonl"))
+    refiner = ScriptedLanguageModel(reword, name="refiner")
+    run(predictions, refiner=refiner).predict(rpp, users)
+
+    joint = PPOModule(patterns=PATTERNS, n_prompts=8, n_steps=3, n_static_prompts=1)
+    joint.encoder = HashEncoder()
+    (folder / "ppo").mkdir(exist_ok=True)
+    run(Record(folder / "ppo"), max_epochs=1).fit(joint, users)
+
+    last = ModelCheckpoint(dirpath=folder / "last", filename="last", enable_version_counter=False)
+    poor = module(n_steps=3, n_static_prompts=3)
+    with pytest.raises(LanguageModelStop, match="max_calls"):
+        run(last, max_calls=41, max_epochs=N_EPOCHS).fit(poor, users)
+    part = ResultsTable(str(folder / "part"))
+    with pytest.raises(LanguageModelStop, match="max_calls"):
+        run(part, max_calls=40).test(rpp, users, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Folder of what one process ends with."""
+    folder = tmp_path_factory.mktemp("one")
+    play(folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Folder of what two processes end with."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env=os.environ | settings | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, said, strict=True):
+        assert process.returncode == 0, text
+    (folder / "said.txt").write_text(said[1])
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_every_training_user_plays_once_an_epoch_in_the_batch_of_one_process(one, two):
+    whole = read(one / "fit_0.json")["played"]
+    parts = [read(two / f"fit_{rank}.json")["played"] for rank in range(2)]
+    assert len(whole) == N_EPOCHS
+    for epoch in range(N_EPOCHS):
+        turns = [first + second for first, second in zip(*(p[epoch] for p in parts), strict=True)]
+        assert turns == whole[epoch]
+        assert sorted(user for turn in turns[::3] for user in turn) == list(range(11))
+
+
+@pytest.mark.parametrize("learner", [".", "ppo"])
+def test_two_processes_learn_the_weights_of_one(one, two, learner):
+    expected = load_file(one / learner / "weights_0.safetensors")
+    for rank in range(2):
+        weights = load_file(two / learner / f"weights_{rank}.safetensors")
+        assert weights.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_log_the_numbers_of_one(one, two):
+    expected = read(one / "fit_0.json")["logged"]
+    assert {"train/reward", "val/ndcg@10", "loss/actor_role", "entropy/role"} <= expected.keys()
+    for rank in range(2):
+        logged = read(two / f"fit_{rank}.json")["logged"]
+        same = [name for name in expected if not name.startswith("environment/")]
+        assert {n: logged[n] for n in same} == pytest.approx({n: expected[n] for n in same}, 1e-5)
+
+
+def test_the_table_holds_every_test_user_once_in_their_order(one, two):
+    expected = read(one / "test_0.json")
+    own_calls = expected.pop("own_calls")
+    assert len(expected["RPP"]) == 7
+    assert np.isnan(expected["RPP"]).tolist() == [user == 5 for user in range(7)]
+    records = [read(two / f"test_{rank}.json") for rank in range(2)]
+    calls = [record.pop("own_calls") for record in records]
+    for record in records:
+        assert record.pop("replies") == {"valid": 6, "failed": 1}
+        assert record.keys() == expected.keys() - {"replies"}
+        for name, ranks in record.items():
+            assert ranks == pytest.approx(expected[name], nan_ok=True), name
+    assert min(calls) > 0
+    table, ours = (read(folder / "results" / "results.json") for folder in (one, two))
+    assert ours["counters"]["calls"] == sum(calls)
+    assert table["counters"]["calls"] == own_calls
+    for key in ("n_users", "inference_steps", "static_prompt", "RPP_replies", "target_position"):
+        assert ours[key] == table[key]
+    assert (one / "results/results.csv").read_text() == (two / "results/results.csv").read_text()
+
+
+def test_predictions_of_all_processes_are_in_one_file(one, two):
+    lines = (two / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["user"] for line in lines] == [f"u{user}" for user in range(16, 23)]
+    assert lines == (one / "predictions.jsonl").read_text().splitlines()
+    said = [sentence for line in lines for sentence in json.loads(line)["sentences"].values()]
+    assert any(sentence.startswith("Wording 0: ") for sentence in said)
+
+
+def test_a_budget_is_shared_and_ends_all_processes(two):
+    """A process that went on alone would wait for the others without end."""
+    assert (two / "last" / "last.ckpt").is_file()
+    record = read(two / "part" / "results.json")
+    assert record["n_users"] == 4
+    assert record["counters"]["calls"] <= 40
+
+
+def test_only_the_first_process_speaks(two):
+    assert "Budget" not in (two / "said.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "sizes"),
+    [
+        (11, 4, [[2, 2, 2], [2, 2, 1]]),
+        (9, 4, [[2, 3], [2, 2]]),
+        (3, 5, [[2], [1]]),
+        (2, 2, [[1], [1]]),
+    ],
+    ids=["uneven", "last one joins", "one batch", "one each"],
+)
+def test_shares_by_hand(n_rows, batch_size, sizes):
+    parts = [
+        list(SharedBatches(n_rows, batch_size, shuffle=True, seed=3, rank=r, n_processes=2))
+        for r in range(2)
+    ]
+    assert [[len(batch) for batch in part] for part in parts] == sizes
+    whole = list(SharedBatches(n_rows, n_rows, shuffle=True, seed=3))
+    together = [row for pair in zip(*parts, strict=True) for batch in pair for row in batch]
+    assert [together] == whole
+    assert sorted(together) == list(range(n_rows))
+
+
+def test_an_epoch_has_an_order_of_its_own():
+    batches = SharedBatches(20, 6, shuffle=True)
+    first = list(batches)
+    batches.set_epoch(1)
+    assert list(batches) != first
+    assert len(batches) == len(first) == 4
+
+
+def test_a_process_without_users_is_refused():
+    assert share("abcde", 0, 2) == "abc"
+    with pytest.raises(InputError, match=r"1 users cannot be shared by 2 processes: lower"):
+        SharedBatches(5, 1, n_processes=2)
+
+
+def test_another_strategy_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(
+        InputError, match=r"among 2 processes this way: set trainer\.strategy to ddp"
+    ):
+        trainer(tmp_path, environment(), max_epochs=1).fit(module(), MadeUpUsers(**USERS))
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("error", ".*sync_dist.*")  # numbers that differ between processes
+    play(Path(sys.argv[1]), 2)
