@@ -15,7 +15,7 @@ from lightning import seed_everything
 from pipeline import trainer
 from safetensors.torch import load_file
 
-from rpp.cli import main
+from rpp.cli import main, run
 from rpp.data.interactions import load_training_pairs
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.prompts.compose import Display
@@ -299,7 +299,9 @@ def here(tmp_path, monkeypatch, custom_csv, wide_llm_folder):
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     small = {
         "name": "small",
-        "model": {"init_args": {"llm": {"init_args": {"model": str(wide_llm_folder)}}}},
+        "model": {
+            "init_args": {"llm": {"init_args": {"model": str(wide_llm_folder)}}, "start": None}
+        },
         "data": {
             "init_args": {
                 "name": "custom",
@@ -331,6 +333,13 @@ def test_the_papers_alpaca(here):
     assert made.model.lora.target_modules == {"q_proj", "v_proj"}
     assert made.datamodule.display.show_candidates
     assert made.datamodule.batch_size * made.trainer.accumulate_grad_batches == 128
+
+
+def test_an_adapter_to_start_from_that_is_not_there(here, capsys):
+    options = ["--config", "small.yaml", "--model.start", "checkpoints/adapters/none"]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", "conf/llm_tuning/ml-1m.yaml", *options])
+    assert "there is no adapter in checkpoints/adapters/none: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

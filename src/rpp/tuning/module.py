@@ -36,7 +36,7 @@ from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import REPLY_START, Decoding, Ranker
 from rpp.tuning.instructions import Instruction
-from rpp.types import Episode
+from rpp.types import Episode, InputError
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear maps of a Llama layer."""
@@ -79,6 +79,9 @@ class RankingAdapter(LightningModule):
         listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
+
+    Raises:
+        InputError: If there is no adapter to start from.
     """
 
     def __init__(
@@ -103,6 +106,11 @@ class RankingAdapter(LightningModule):
         max_tokens: int = 1024,
     ) -> None:
         super().__init__()
+        if start is not None and not Path(start, "adapter_config.json").is_file():
+            raise InputError(
+                f"there is no adapter in {start}: tune that one first, or set"
+                " model.init_args.start to null"
+            )
         self.strict_loading = False  # a checkpoint holds the adapter alone
         self.llm = llm
         self.adapter_dir = Path(adapter_dir)
