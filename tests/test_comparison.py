@@ -340,6 +340,20 @@ def test_a_budget_ends_it_with_the_methods_that_are_through(users, tmp_path, cap
     assert "best of 8 static" not in printed
 
 
+class Interrupted(Fails):
+    """The user loses patience."""
+
+    def learn(self, task):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_ends_it_with_the_methods_that_are_through(users, tmp_path, capsys):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        compare(users, tmp_path, [Manual(), Interrupted()])
+    assert "manual prompt" in capsys.readouterr().out
+    assert pl.read_csv(tmp_path / "results/comparison.csv")["method"][0] == "manual prompt"
+
+
 def test_what_is_no_comparison_is_refused():
     for options, sentence in (
         ({}, "there is nothing to compare"),

@@ -109,8 +109,9 @@ class ComparisonReport(Callback):
         self.folder = Path(folder)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Report the methods that were through before a budget ended the run."""
-        if isinstance(exception, LanguageModelStop) and trainer.testing and pl_module.results:
+        """Report the methods that were through before a budget or the user ended the run."""
+        ended = isinstance(exception, LanguageModelStop | KeyboardInterrupt)
+        if ended and trainer.testing and pl_module.results:
             self.on_test_end(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
