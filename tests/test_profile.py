@@ -185,8 +185,9 @@ def test_learning_everything_changes_nothing(patterns, tmp_path):
         patterns.learning(["rolle"])
     with pytest.raises(InputError, match="add a section `manual`"):
         load(tmp_path, MINIMAL).learning(["role"])
+    nothing = RPPModule(patterns=FILE, learn=[])  # a comparison may hold one and not run it
     with pytest.raises(InputError, match="there is nothing to choose"):
-        RPPModule(patterns=FILE, learn=[])
+        nothing.build(MadeUpUsers(2, 1, 1), torch.device("cpu"))
 
 
 def test_static_prompts_cover_any_number_of_patterns(patterns):

@@ -368,3 +368,30 @@ def test_static_prompts_with_absolute_lengths(tmp_path):
     prompts = draw_static_prompts(patterns, n_prompts=1000, n_steps=7, seed=0)
     assert len(prompts) == 24
     assert all((1, 5, 20)[prompt.actions[1]] == prompt.length for prompt in prompts)
+
+
+# The first sentences of each pattern
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_the_first_sentences(n):
+    """Of 3, 9 and 5: no more than n, the manual prompt's always, and nested."""
+    patterns = load_patterns(FOLDER / "movies.yaml")  # manual: role 2, reasoning 5, format 1
+    fewer, more = patterns.first(n), patterns.first(n + 1)
+    for name, size in (("role", 3), ("reasoning", 9), ("format", 5)):
+        assert fewer.n_options(name) == min(n, size)
+        assert set(getattr(fewer, name)) <= set(getattr(more, name))
+    assert fewer.learning([]) == patterns.learning([])
+    assert (fewer.fingerprint == patterns.fingerprint) == (n >= 9)
+    if n >= 5:
+        assert fewer.reasoning == patterns.reasoning[:n]
+    else:
+        assert fewer.reasoning == (*patterns.reasoning[: n - 1], patterns.reasoning[4])
+    assert fewer.history == patterns.history
+
+
+def test_the_first_of_a_file_without_a_manual_prompt(patterns):
+    assert patterns.manual is None
+    assert patterns.first(1).role == patterns.role[:1]
+    with pytest.raises(InputError, match="n_sentences is 0: keep at least 1"):
+        patterns.first(0)

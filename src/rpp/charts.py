@@ -92,6 +92,32 @@ def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -
     return figure
 
 
+def by_value(
+    scores: Mapping[str, Mapping[float, Interval]], chances: Mapping[float, float], label: str
+) -> Figure:
+    """NDCG@10 against a setting, one line per method (paper, Figures 4, 5, 6b).
+
+    Args:
+        scores: Scores of the test users by method and value of the setting.
+        chances: What chance is at each value.
+        label: Name of the setting.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis: Any = figure.subplots()
+    apart = 0.01 * (max(chances) - min(chances))
+    for place, (name, by) in enumerate(scores.items()):
+        shift = apart * (place - (len(scores) - 1) / 2)
+        _with_bars(axis, [value + shift for value in by], list(by.values()), name)
+    axis.plot(
+        list(chances), list(chances.values()), color="grey", linestyle="--", marker=".",
+        label="chance",
+    )  # fmt: skip
+    axis.set_xticks(list(chances), [f"{value:g}" for value in chances])
+    axis.set(xlabel=label, ylabel="NDCG@10 of test users, 95 % interval")
+    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    return figure
+
+
 def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: int = 10) -> Figure:
     """NDCG@10 by the place at which the target was displayed, one line per method.
 

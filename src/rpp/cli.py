@@ -148,11 +148,11 @@ def check_yaml(arguments: Sequence[str]) -> None:
             raise InputError(f"{name}{line}: not valid YAML: {error.problem}") from None
 
 
-def run(args: list[str] | None = None) -> None:
+def run(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; what the user can mend becomes one sentence and exit code 2."""
     try:
         check_yaml(sys.argv[1:] if args is None else args)
-        main(args)
+        return main(args)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

@@ -83,6 +83,8 @@ class RPPModule(LightningModule):
             the section ``manual`` of the patterns file says. ``null``: every pattern.
         pooling: What tells the agents the ranking: a ``gru``, or the ``mean`` of its items, which
             does not know their order (the paper's ablation RPP-pool, Table 8).
+        n_sentences: Sentences of role, reasoning and format to choose from: the first ones and
+            that of the section ``manual``. ``null``: all of the file.
     """
 
     inference_steps: Tensor
@@ -108,17 +110,16 @@ class RPPModule(LightningModule):
         n_static_prompts: int = 8,
         learn: list[str] | None = None,
         pooling: Pooling = "gru",
+        n_sentences: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.patterns_file = patterns
         self.patterns = load_patterns(patterns)
+        if n_sentences is not None:
+            self.patterns = self.patterns.first(n_sentences)
         if learn is not None:
             self.patterns = self.patterns.learning(learn)
-        if not self.patterns.names:
-            raise InputError(
-                f"there is nothing to choose: every pattern of {patterns} has a single option"
-            )
         self.n_candidates = n_candidates
         self.n_steps = n_steps
         self.discount = discount
@@ -178,8 +179,14 @@ class RPPModule(LightningModule):
             device: Where the prompt encoder works.
 
         Raises:
-            InputError: If prompts tell what the data set does not know of its users.
+            InputError: If prompts tell what the data set does not know of its users, or if there is
+                no choice in them.
         """
+        if not self.patterns.names:
+            raise InputError(
+                "there is nothing to choose: every pattern to learn in"
+                f" {self.patterns_file} has a single option"
+            )
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
         people = (episode.profile for split in SPLITS for episode in data.episodes(split))
@@ -588,7 +595,7 @@ class RPPModule(LightningModule):
         ours = self.belonging
         for key, remedy in {
             "data set": "use the data settings it was trained with",
-            "patterns": "use the patterns file, unchanged, and the model.learn of its training",
+            "patterns": "use its training's patterns file, unchanged, model.learn and n_sentences",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
             "prompt encoding": "set model.init_args.prompt_encoding to the other value",
             "learner": "set model.class_path and n_prompts as in its training",

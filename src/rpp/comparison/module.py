@@ -96,6 +96,9 @@ class Comparison(LightningModule):
         n_steps: Steps of an RPP episode: as many calls may methods spend that repeat themselves.
         reference: The method that the others' differences are taken to.
         seed: Of what prompt methods draw.
+        n_sentences: Sentences of role, reasoning and format that prompts are made of: the first
+            ones and that of the section ``manual``. ``null``: all of the file.
+        only: Names of the methods to run. ``null``: all of them.
     """
 
     starts_from_checkpoint = False
@@ -108,17 +111,29 @@ class Comparison(LightningModule):
         n_steps: int = 3,
         reference: str = "best of 64 static",
         seed: int = 0,
+        n_sentences: int | None = None,
+        only: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.patterns = load_patterns(patterns)
-        self.methods = methods or []
-        self.compared: list[Recommender | PromptMethod] = [*(recommenders or []), *self.methods]
+        if n_sentences is not None:
+            self.patterns = self.patterns.first(n_sentences)
+        self.compared: list[Recommender | PromptMethod] = [*(recommenders or []), *(methods or [])]
         names = [each.name for each in self.compared]
         if not names:
             raise InputError("there is nothing to compare: name recommenders or methods")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"two methods are called {name!r}: give one of them another name")
+        if only is not None:
+            for name in only:
+                if name not in names:
+                    raise InputError(
+                        f"there is no method {name!r}: name some of {', '.join(names)}"
+                    )
+            self.compared = [each for each in self.compared if each.name in only]
+            names = only
+        self.methods = [each for each in self.compared if isinstance(each, PromptMethod)]
         if reference not in names:
             raise InputError(
                 f"the reference {reference!r} is not compared: name one of {', '.join(names)}"
@@ -212,6 +227,13 @@ class Comparison(LightningModule):
             return method.learn(self.task)
         method.fit(self.task.data.folder)
         return lambda episodes: rank(method.score(episodes), episodes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every method ranked every user; if not, another run may add what is missing."""
+        return not self.not_run and not any(
+            ranking.failed for result in self.results for ranking in result.rankings
+        )
 
     def target_ranks(self) -> dict[str, Tensor]:
         """Rank of every user's target by method, ``(B,)`` each: the final scoring."""

@@ -192,6 +192,29 @@ class Patterns:
                 fixed[part] = (getattr(self, part)[option - 1],)
         return replace(self, manual=None, **fixed)
 
+    def first(self, n: int) -> Patterns:
+        """The same with ``n`` sentences of each pattern at most (paper, Figure 6b).
+
+        They are the first of the file; the last of them gives way to the manual prompt's sentence
+        where that comes later. So what ``n`` allows ``n + 1`` allows too.
+
+        Args:
+            n: Sentences of role, reasoning and format; a pattern that has no more keeps all.
+
+        Raises:
+            InputError: If none would be left.
+        """
+        if n < 1:
+            raise InputError(f"n_sentences is {n}: keep at least 1 sentence of each pattern")
+        kept: dict[str, Any] = {name: getattr(self, name)[:n] for name in SENTENCES}
+        if self.manual is not None:
+            for name in SENTENCES:
+                if (number := getattr(self.manual, name)) > n:
+                    kept[name] = (*kept[name][:-1], getattr(self, name)[number - 1])
+            numbers = {name: min(getattr(self.manual, name), n) for name in SENTENCES}
+            kept["manual"] = replace(self.manual, **numbers)
+        return replace(self, **kept)
+
     def check_profiles(self, profiles: Iterable[Mapping[str, str]], data_name: str) -> None:
         """Refuse a data set that does not know what the profile pattern tells.
 

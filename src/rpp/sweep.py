@@ -1,0 +1,217 @@
+"""How scores depend on one setting: ``python -m rpp.sweep --config conf/sweeps/users.yaml``.
+
+One comparison per value of the setting (paper, Figures 4, 5 and 6b), then one chart and one table
+of all of them. What was finished is not run again, and a value that fails costs no other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from data_prep.files import sha256
+from rpp import charts
+from rpp.cli import check_yaml, run
+from rpp.comparison.report import CHANCE
+from rpp.data.collaborative import VECTORS_FILE
+from rpp.metrics import METRICS, Interval, chance
+from rpp.types import InputError
+
+Value = int | float
+Record = Mapping[str, Any]
+"""Content of a ``comparison.json``."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is varied, and what is compared at every value.
+
+    Args:
+        name: Names the sweep: its chart and table go to ``results/NAME``, the comparison at a value
+            to ``results/NAME/VALUE`` and its prepared data to ``data/NAME/VALUE``.
+        setting: The setting that is varied, such as ``data.init_args.n_train_users``.
+        values: Its values.
+        methods: Names of the methods to compare; differences are to the first.
+        label: What the chart calls the setting.
+        configs: Configuration files of the comparison, left to right.
+    """
+
+    name: str
+    setting: str
+    values: list[Value]
+    methods: list[str]
+    label: str
+    configs: list[str] = field(default_factory=lambda: ["conf/compare.yaml"])
+
+    def __post_init__(self) -> None:
+        """Refuse a sweep over nothing, and configuration files that cannot be read."""
+        for key in ("values", "methods", "configs"):
+            if not getattr(self, key):
+                raise InputError(f"{key} is empty: name at least one")
+        check_yaml([word for path in self.configs for word in ("--config", path)])
+
+    @property
+    def folder(self) -> Path:
+        """Where chart and table go."""
+        return Path("results", self.name)
+
+    def arguments(self, value: Value) -> list[str]:
+        """The command line of the comparison at one value."""
+        run_name = f"{self.name}/{value}"
+        options = {
+            "name": run_name,
+            "data.init_args.data_dir": f"data/{run_name}",
+            "model.init_args.only": json.dumps(self.methods),
+            "model.init_args.reference": self.methods[0],
+            self.setting: value,
+        }
+        configs = [f"--config={path}" for path in self.configs]
+        return ["test", *configs, *(f"--{key}={given}" for key, given in options.items())]
+
+
+def run_sweep(sweep: Sweep, *, again: bool = False) -> list[Value]:
+    """Compare at every value that is not finished, and write ``sweep.csv`` and ``sweep.png``.
+
+    Args:
+        sweep: What to do.
+        again: Run finished values too.
+
+    Returns:
+        The values without results.
+    """
+    records: dict[Value, Record] = {}
+    failed = []
+    for value in sweep.values:
+        record = _record(sweep, value, again)
+        if record is None:
+            failed.append(value)
+        else:
+            records[value] = record
+            _write(sweep, records)  # at once: a long sweep may be stopped
+    return failed
+
+
+def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
+    """What the comparison at one value found, now or before; ``None`` if it failed."""
+    here = f"{sweep.label} {value}"
+    folder = sweep.folder / str(value)
+    report, mark = folder / "comparison.json", folder / "finished.json"
+    about = {
+        "arguments": sweep.arguments(value),
+        "configs": {path: sha256(Path(path)) for path in sweep.configs},
+    }
+    if not again and mark.is_file() and report.is_file():
+        if json.loads(mark.read_text()) == about:
+            _say(f"{here} was finished before and is not run again (--again does that)")
+            return _read(report)
+        _say(f"{here} was finished with other settings and is run again")
+    mark.unlink(missing_ok=True)
+    _share_vectors(sweep, value)
+    _say(f"{here} ...")
+    try:
+        comparison = run(sweep.arguments(value)).model
+    except SystemExit as stop:
+        if stop.code != 2:  # not a mistake that has been told: the user ends the sweep
+            raise
+        _say(f"{here} failed for the reason above and has no results; the other values go on")
+        return None
+    if not comparison.results:
+        _say(f"{here} has no results, because no method could be run; the other values go on")
+        return None
+    record = _read(report)
+    if comparison.complete:
+        mark.write_text(json.dumps(about, indent=2) + "\n")
+    else:
+        _say(f"{here} lacks methods or users: the same command will run it again")
+    return record
+
+
+def _read(report: Path) -> Record:
+    try:
+        record: Record = json.loads(report.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no {report}: the comparison's configuration must have the callback"
+            " ComparisonReport with the folder results/${name}"
+        ) from None
+    return record
+
+
+def _share_vectors(sweep: Sweep, value: Value) -> None:
+    """Give a value's data folder the LightGCN vectors of another value's.
+
+    They depend on the training interactions alone and are trained again where those differ.
+    """
+    data = Path("data", sweep.name)
+    for vectors in sorted(data.glob(f"*/*/{VECTORS_FILE}")):
+        ours = data / str(value) / vectors.parent.name / VECTORS_FILE
+        if not ours.exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(vectors, ours)
+
+
+def as_frame(records: Mapping[Value, Record]) -> pl.DataFrame:
+    """One line per value and method, chance last: every metric with its interval."""
+    lines: list[dict[str, Any]] = []
+    for value, record in records.items():
+        for row in record["rows"]:
+            line = {"value": value, "method": row["name"]}
+            for metric, score in row["scores"].items():
+                line |= {metric: score["mean"]}
+                line |= {f"{metric}_{end}": score[end] for end in ("low", "high")}
+            lines.append(line)
+        middle = {metric: chance(metric, _n_candidates(record)) for metric in METRICS}
+        lines.append({"value": value, "method": CHANCE} | middle)
+    return pl.DataFrame(lines, infer_schema_length=None)
+
+
+def _n_candidates(record: Record) -> int:
+    return int(record["data"]["settings"]["n_candidates"])
+
+
+def _write(sweep: Sweep, records: Mapping[Value, Record]) -> None:
+    as_frame(records).rename({"value": sweep.setting}).write_csv(sweep.folder / "sweep.csv")
+    scores: dict[str, dict[float, Interval]] = {}
+    for value, record in records.items():
+        for row in record["rows"]:
+            scores.setdefault(row["name"], {})[value] = Interval(**row["scores"]["ndcg@10"])
+    chances = {value: chance("ndcg@10", _n_candidates(each)) for value, each in records.items()}
+    figure = charts.by_value(scores, chances, sweep.label)
+    figure.savefig(sweep.folder / "sweep.png", dpi=110)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a sweep; exit code 2 if a value has no results."""
+    parser = ArgumentParser(prog="python -m rpp.sweep", description=__doc__)
+    parser.add_argument("--config", action="config", help="A file of conf/sweeps.")
+    parser.add_class_arguments(Sweep)
+    parser.add_argument("--again", action="store_true", help="Run finished values too.")
+    given = parser.parse_args(args)
+    try:
+        sweep = Sweep(**{each.name: given[each.name] for each in fields(Sweep)})
+        failed = run_sweep(sweep, again=given.again)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+    if len(failed) < len(sweep.values):
+        _say(f"Written to {sweep.folder}")
+    if failed:
+        _say(f"Without results: {sweep.label} {', '.join(map(str, failed))}")
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()
