@@ -375,20 +375,11 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     prepare(source, here / "data/games")
     args = ["test", "--config", "conf/compare.yaml", "--config", "conf/compare_text.yaml"]
     args += ["--config", "few.yaml"]
-    small = json.loads(json.dumps(FEW))
-    small["data"] = yaml.safe_load((here / "small.yaml").read_text())["data"]
-    (here / "few.yaml").write_text(json.dumps(small))
+    small = yaml.safe_load((here / "small.yaml").read_text())
+    (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
     main(args)
     first = capsys.readouterr().out
-    for name in (
-        "Pop",
-        "SASRec",
-        "UniSRec",
-        "manual prompt",
-        "best of 64 static",
-        "RPP+",
-        "RPP, role alone",
-    ):
+    for name in ("Pop", "SASRec", "UniSRec", "manual prompt", "best of 64 static", "RPP+", "PPO-1"):
         assert f"\n{name} " in first, name
     assert "Left out: VQ-Rec: " in first  # its 256 codes need as many titles
     assert first.count("Training LightGCN") <= 1  # RPP's first state is the recommender's vectors
@@ -420,6 +411,7 @@ FEW = {
         },
         "decoding": "generate",
         "show_candidates": True,
+        "refiner": "same",
         "cache_dir": None,
     },
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
