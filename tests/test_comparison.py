@@ -286,7 +286,7 @@ def test_a_recommender_that_looks_at_a_test_target_ends_the_comparison(users, tm
 
 def test_rows_are_what_the_methods_ranked(users, tmp_path):
     made = compare(users, tmp_path, [Manual(), RandomPolicy()], knows(users))
-    manual, other = rows(made, "ml-1m")
+    manual, other = rows(made, made.target_ranks(), "ml-1m")
     assert manual.scores["ndcg@1"].mean == other.scores["ndcg@1"].mean == 1
     assert manual.gain is None
     assert other.gain is not None

@@ -15,7 +15,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -25,17 +24,17 @@ from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.metrics import METRICS, Interval, chance, mean_interval, paired_difference
+from rpp.metrics import CHANCE, METRICS, Interval, chance_row, mean_interval, paired_difference
 from rpp.processes import ask_together, gather, gather_rows
 from rpp.prompts.compose import Layout
 from rpp.prompts.refine import Refiner, table
 from rpp.ranker import Counters, Decoding, Ranker
+from rpp.terminal import abbreviated, say, score_table
 from rpp.types import InputError
 
 N_CALIBRATION = 8
 """Prompts by which time and tokens are estimated; the stage asks them anyway."""
 
-CHANCE = "chance"
 STATIC = "best static prompt"
 
 
@@ -195,7 +194,7 @@ class RewardEnvironment(Callback):
         after = self.ranker.counters
         if trainer.is_global_zero:
             text = budget(pl_module.n_calls(stage), before, after, seconds, self.max_calls)
-            _say(text)
+            say(text)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -218,7 +217,7 @@ class RewardEnvironment(Callback):
             path = Path(folder, "last.ckpt")
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                _say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
+                say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
         if self.ranker is not None:  # teardown is not called; the module still reads the counters
             self.ranker.llm.close()
             self.ranker = None
@@ -336,7 +335,7 @@ class ResultsTable(Callback):
         best = getattr(checkpoint, "best_model_path", "")
         score = getattr(checkpoint, "best_model_score", None)
         if best and score is not None and trainer.is_global_zero:
-            _say(
+            say(
                 f"Best validation NDCG@10 {float(score):.3f} after {trainer.current_epoch} epochs:"
                 f" {best}\nNext: the same command with [bold]test[/] in place of fit"
             )
@@ -358,7 +357,7 @@ class ResultsTable(Callback):
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows
         }
-        table[CHANCE] = {m: Interval(*[chance(m, n_candidates)] * 3) for m in METRICS}
+        table[CHANCE] = chance_row(n_candidates)
         gains = {
             other: paired_difference(
                 METRICS["ndcg@10"](results["RPP"]), METRICS["ndcg@10"](results[other])
@@ -381,7 +380,7 @@ class ResultsTable(Callback):
                 " were; so in every row of the table."
             )
         for line in lines:
-            _say(line)
+            say(line)
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_csv(self.folder / "results.csv", table)
         by_step = [
@@ -420,7 +419,7 @@ class ResultsTable(Callback):
         }
         (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
         charts.methods(table).savefig(self.folder / "methods.png", bbox_inches="tight")
-        _say(f"Written to {self.folder}")
+        say(f"Written to {self.folder}")
 
 
 class Predictions(BasePredictionWriter):
@@ -453,18 +452,13 @@ class Predictions(BasePredictionWriter):
             for row in part
         ]
         self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _say(f"{len(lines)} users written to {self.path}")
+        say(f"{len(lines)} users written to {self.path}")
 
 
 def _of_all(counters: Counters) -> Counters:
     """Summed over the learner processes."""
     of_each = gather(asdict(counters))
     return Counters(**{name: sum(own[name] for own in of_each) for name in of_each[0]})
-
-
-def _say(text: str) -> None:
-    """Print a text as it is, only what is in rich's brackets set off."""
-    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def _tensorboard(trainer: Trainer) -> Any:
@@ -475,17 +469,10 @@ def _tensorboard(trainer: Trainer) -> Any:
 
 
 def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: int) -> Table:
-    shown = Table(
-        title=f"{n_users} test users, {n_steps} steps; NDCG with 95 % interval, MRR, hit rate",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
+    shown = score_table(
+        f"{n_users} test users, {n_steps} steps; NDCG with 95 % interval, MRR, hit rate",
+        ["method", *map(abbreviated, METRICS)],
     )
-    shown.add_column("method", no_wrap=True)
-    for name in METRICS:
-        shown.add_column(name.upper().replace("NDCG", "N"), justify="right", no_wrap=True)
     for name, row in table.items():
         cells = {key: f"{value.mean:.3f}" for key, value in row.items()}
         if name != CHANCE:

@@ -16,9 +16,15 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rpp.metrics import Interval, chance, mean_interval
+from rpp.metrics import CHANCE, Interval, chance, mean_interval
 from rpp.prompts.patterns import Patterns
 from rpp.types import InputError
+
+DASHED: dict[str, Any] = {"color": "grey", "linestyle": "--"}
+"""The line of what chance scores."""
+
+BESIDE: dict[str, Any] = {"fontsize": "small", "bbox_to_anchor": (1.02, 1), "loc": "upper left"}
+"""A legend on the right of the axes, where many lines leave no room in them."""
 
 
 def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns) -> Figure:
@@ -56,14 +62,14 @@ def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """NDCG@10 of every method with its interval, chance as a line."""
     figure = Figure(figsize=(7, 0.8 + 0.35 * len(table)), layout="constrained")
     axis = figure.subplots()
-    names = [name for name in table if name != "chance"]
+    names = [name for name in table if name != CHANCE]
     for y, name in enumerate(reversed(names)):
         value = table[name]["ndcg@10"]
         axis.errorbar(
             value.mean, y, xerr=[[value.mean - value.low], [value.high - value.mean]], fmt="o",
             color="C0", capsize=3,
         )  # fmt: skip
-    axis.axvline(table["chance"]["ndcg@10"].mean, color="grey", linestyle="--", label="chance")
+    axis.axvline(table[CHANCE]["ndcg@10"].mean, label=CHANCE, **DASHED)
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_xlabel("NDCG@10 of test users, 95 % bootstrap interval")
     axis.legend(loc="lower right")
@@ -85,10 +91,10 @@ def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -
             step + 0.04 * (place - (len(rounds) - 1) / 2) for step in range(1, len(values) + 1)
         ]
         _with_bars(axis, steps, values, name)
-    axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+    axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
     axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -108,13 +114,10 @@ def by_value(
     for place, (name, by) in enumerate(scores.items()):
         shift = apart * (place - (len(scores) - 1) / 2)
         _with_bars(axis, [value + shift for value in by], list(by.values()), name)
-    axis.plot(
-        list(chances), list(chances.values()), color="grey", linestyle="--", marker=".",
-        label="chance",
-    )  # fmt: skip
+    axis.plot(list(chances), list(chances.values()), marker=".", label=CHANCE, **DASHED)
     axis.set_xticks(list(chances), [f"{value:g}" for value in chances])
     axis.set(xlabel=label, ylabel="NDCG@10 of test users, 95 % interval")
-    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -132,11 +135,11 @@ def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: i
         occupied = [k for k in range(1, n_candidates + 1) if bool((positions == k).any())]
         means = [mean_interval(values[positions == k]) for k in occupied]
         _with_bars(axis, [k + 0.1 * place for k in occupied], means, name)
-    axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+    axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
     axis.set(
         xlabel="displayed position of the target", ylabel="NDCG@10, 95 % interval", ylim=(0, 1)
     )
-    axis.legend(fontsize="small", bbox_to_anchor=(1.02, 1), loc="upper left")
+    axis.legend(**BESIDE)
     return figure
 
 
@@ -186,7 +189,7 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
             )
     by_step.set(title="reward by step of an episode", xlabel="step", ylabel="NDCG@10")
     for axis in (by_epoch, by_step):
-        axis.axhline(chance("ndcg@10", n_candidates), color="grey", linestyle="--", label="chance")
+        axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.35), max(high, 0.75))  # no zooming into noise
         axis.legend(fontsize="small")

@@ -85,6 +85,10 @@ METRICS = {
 """The columns of every results table: name to a function of ``ranks``."""
 
 
+CHANCE = "chance"
+"""Name of the row that says what a ranking by lot scores."""
+
+
 def chance(name: str, n_candidates: int) -> float:
     """Expected value of a metric when the target's rank is uniform on ``1..n_candidates``."""
     every_rank = torch.arange(1, n_candidates + 1, dtype=torch.float64)
@@ -118,6 +122,11 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def chance_row(n_candidates: int) -> dict[str, Interval]:
+    """What chance scores, known exactly, in the form of any other row of a table."""
+    return {name: Interval(*[chance(name, n_candidates)] * 3) for name in METRICS}
 
 
 def mean_interval(

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from rpp.agents.actor_critic import ActorCritic, Decision, uniform_actions, uniforms
+from rpp.agents.actor_critic import ActorCritic, Decision, random_choices, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 from rpp.agents.state import Observation, Pooling, PromptEncoder, StateEncoder, encode_parts
 from rpp.data.collaborative import CollaborativeVectors
@@ -286,29 +286,22 @@ class RPPModule(LightningModule):
     # -- playing without learning ------------------------------------------------------------
 
     @torch.no_grad()
-    def play(
-        self, episodes: Sequence[Episode], choose: Choose, n_steps: int, *, blind: bool = False
-    ) -> list[Step]:
+    def play(self, episodes: Sequence[Episode], choose: Choose, n_steps: int) -> list[Step]:
         """Play without learning.
 
         Args:
             episodes: ``B`` users.
             choose: The policy.
             n_steps: Steps to play.
-            blind: The policy does not look at the state, so that only the last step needs the
-                language model.
 
         Returns:
-            The steps played; with ``blind`` the last one alone.
+            The steps played.
         """
         lengths = self.patterns.first_lengths(episodes)
         state = self.states.initial(self._user_vectors(episodes))
         steps: list[Step] = []
         for step in range(n_steps):
             actions = choose(state, step, episodes)
-            if blind and step < n_steps - 1:
-                lengths = self.patterns.next_lengths(episodes, actions.tolist(), lengths)
-                continue
             turn = self._ask(episodes, actions, lengths)
             lengths = turn.lengths
             steps.append(turn)
@@ -327,11 +320,6 @@ class RPPModule(LightningModule):
             state, self._draws((self.policy_seed, 1_000_001, step), episodes)
         ).actions
         return actions
-
-    def random(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
-        """Actions drawn uniformly: what re-asking with other words is worth without learning."""
-        draws = self._draws((self.policy_seed, 1_000_002, step), episodes)
-        return uniform_actions(self.patterns.n_actions, draws)
 
     def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play all steps greedily on validation users."""
@@ -431,7 +419,11 @@ class RPPModule(LightningModule):
             "RPP": greedy[-1],
             "RPP, first step": greedy[0],
             "RPP, sampled": self.play(batch, self.sampled, n_steps)[-1],
-            "random policy": self.play(batch, self.random, n_steps, blind=True)[-1],
+            # what re-asking with other words is worth without learning
+            "random policy": self._send(
+                batch,
+                *random_choices(self.patterns, batch, n_steps, (self.policy_seed, 1_000_002)),
+            ),
             "best static prompt": self._ask_static(batch, self.static),
         } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}
         self.steps.append(greedy[-1])

@@ -16,14 +16,13 @@ from typing import Any
 
 import polars as pl
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from data_prep.files import sha256
 from rpp import charts
 from rpp.cli import check_yaml, run
-from rpp.comparison.report import CHANCE
 from rpp.data.collaborative import VECTORS_FILE
-from rpp.metrics import METRICS, Interval, chance
+from rpp.metrics import CHANCE, METRICS, Interval, chance
+from rpp.terminal import remark
 from rpp.types import InputError
 
 Value = int | float
@@ -111,27 +110,27 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     }
     if not again and mark.is_file() and report.is_file():
         if json.loads(mark.read_text()) == about:
-            _say(f"{here} was finished before and is not run again (--again does that)")
+            remark(f"{here} was finished before and is not run again (--again does that)")
             return _read(report)
-        _say(f"{here} was finished with other settings and is run again")
+        remark(f"{here} was finished with other settings and is run again")
     mark.unlink(missing_ok=True)
     _share_vectors(sweep, value)
-    _say(f"{here} ...")
+    remark(f"{here} ...")
     try:
         comparison = run(sweep.arguments(value)).model
     except SystemExit as stop:
         if stop.code != 2:  # not a mistake that has been told: the user ends the sweep
             raise
-        _say(f"{here} failed for the reason above and has no results; the other values go on")
+        remark(f"{here} failed for the reason above and has no results; the other values go on")
         return None
     if not comparison.results:
-        _say(f"{here} has no results, because no method could be run; the other values go on")
+        remark(f"{here} has no results, because no method could be run; the other values go on")
         return None
     record = _read(report)
     if comparison.complete:
         mark.write_text(json.dumps(about, indent=2) + "\n")
     else:
-        _say(f"{here} lacks methods or users: the same command will run it again")
+        remark(f"{here} lacks methods or users: the same command will run it again")
     return record
 
 
@@ -189,10 +188,6 @@ def _write(sweep: Sweep, records: Mapping[Value, Record]) -> None:
     figure.savefig(sweep.folder / "sweep.png", dpi=110)
 
 
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Run a sweep; exit code 2 if a value has no results."""
     parser = ArgumentParser(prog="python -m rpp.sweep", description=__doc__)
@@ -207,9 +202,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     if len(failed) < len(sweep.values):
-        _say(f"Written to {sweep.folder}")
+        remark(f"Written to {sweep.folder}")
     if failed:
-        _say(f"Without results: {sweep.label} {', '.join(map(str, failed))}")
+        remark(f"Without results: {sweep.label} {', '.join(map(str, failed))}")
         raise SystemExit(2)
 
 

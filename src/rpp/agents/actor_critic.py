@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rpp.prompts.patterns import Patterns
+from rpp.types import Episode
+
 IMPOSSIBLE = -1e9
 """Logit of an action a pattern does not have; its probability is exactly 0."""
 
@@ -143,3 +146,26 @@ def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tenso
 def uniform_actions(n_actions: Sequence[int], draws: Tensor) -> Tensor:
     """Actions of a policy that prefers nothing, ``(B, P)``, from :func:`uniforms`."""
     return (draws * torch.tensor(n_actions, device=draws.device)).long()
+
+
+def random_choices(
+    patterns: Patterns, episodes: Sequence[Episode], n_steps: int, key: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """What a policy that prefers nothing ends with: it need not see what becomes of its prompts.
+
+    Args:
+        patterns: The options.
+        episodes: ``B`` users.
+        n_steps: Steps of an episode, at least one.
+        key: What tells these draws from others; the step follows it.
+
+    Returns:
+        Actions of the last step, ``(B, P)``, and the history length each user has got to.
+    """
+    users = [episode.user for episode in episodes]
+    lengths = patterns.first_lengths(episodes)
+    for step in range(n_steps):
+        draws = uniforms((*key, step), users, len(patterns.names))
+        actions = uniform_actions(patterns.n_actions, draws)
+        lengths = patterns.next_lengths(episodes, actions.tolist(), lengths)
+    return actions, lengths

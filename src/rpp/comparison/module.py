@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from lightning import LightningModule
-from rich.console import Console
 from torch import Tensor
 
 from rpp.baselines.base import Recommender, rank
@@ -25,6 +24,7 @@ from rpp.metrics import target_ranks
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
+from rpp.terminal import remark
 from rpp.types import Episode, InputError, Ranking, final_scoring
 
 
@@ -206,8 +206,7 @@ class Comparison(LightningModule):
 
     def _run(self, method: Recommender | PromptMethod) -> None:
         """Let one method learn and rank; what it lacks is said and costs no other method."""
-        say = Console(stderr=True, highlight=False, soft_wrap=True).print
-        say(f"{method.name} ...", markup=False)
+        remark(f"{method.name} ...")
         ranker = self.task.ranker
         before = ranker.counters
         started = perf_counter()
@@ -217,7 +216,7 @@ class Comparison(LightningModule):
             raise
         except (InputError, LanguageModelError) as error:
             self.not_run[method.name] = str(error)
-            say(f"{method.name} is left out: {error}", markup=False)
+            remark(f"{method.name} is left out: {error}")
             return
         cost = Cost.between(before, ranker.counters, perf_counter() - started)
         self.results.append(Result(method, rankings, cost))

@@ -15,9 +15,9 @@ import polars as pl
 from jinja2 import Environment
 from lightning import Callback, Trainer
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from rpp import charts
 from rpp.comparison.controls import CHECKED
@@ -26,17 +26,19 @@ from rpp.comparison.policy import Policy
 from rpp.comparison.published import PUBLISHED, Figures
 from rpp.llms.base import LanguageModelStop
 from rpp.metrics import (
+    CHANCE,
     METRICS,
     Interval,
     chance,
+    chance_row,
     mean_interval,
     paired_difference,
     paired_p_value,
     target_ranks,
 )
+from rpp.terminal import abbreviated, score_table
 from rpp.types import final_scoring
 
-CHANCE = "chance"
 ORACLE = " (oracle)"
 """Stands behind the name of a method that looks at the test targets."""
 
@@ -66,14 +68,14 @@ class Row:
     published: Figures | None
 
 
-def rows(comparison: Comparison, data_name: str) -> list[Row]:
+def rows(comparison: Comparison, ranks: Mapping[str, Tensor], data_name: str) -> list[Row]:
     """The table of what has been run.
 
     Args:
         comparison: After its test.
+        ranks: Rank of every user's target by method, ``(B,)`` each.
         data_name: Whose published figures to set beside.
     """
-    ranks = comparison.target_ranks()
     reference = ranks.get(comparison.reference)
     table = []
     for result in comparison.results:
@@ -119,7 +121,8 @@ class ComparisonReport(Callback):
         if not isinstance(pl_module, Comparison) or not pl_module.results:
             return
         data = trainer.datamodule.summary  # type: ignore[attr-defined]
-        table = rows(pl_module, data["settings"]["name"])
+        ranks = pl_module.target_ranks()
+        table = rows(pl_module, ranks, data["settings"]["name"])
         n_users, n_candidates = len(pl_module.users), len(pl_module.users[0].candidates)
         title = f"{data['settings']['name']}, {n_users} test users, {n_candidates} candidates"
         frame = as_frame(table, n_candidates)
@@ -130,7 +133,7 @@ class ComparisonReport(Callback):
         console.print("\n".join(notes), markup=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         frame.write_csv(self.folder / "comparison.csv")
-        figures = _figures(pl_module, table, n_candidates)
+        figures = _figures(pl_module, ranks, table, n_candidates)
         for name, figure in figures.items():
             figure.savefig(self.folder / f"{name}.png", dpi=110, bbox_inches="tight")
         header, cells = _cells(table, n_candidates)
@@ -217,13 +220,13 @@ def _rich_tables(
     """What it is worth and what it cost: two tables that fit a terminal of 80 columns."""
     first = ("ndcg@1", "ndcg@5", "ndcg@10")
     second = ("mrr@5", "mrr@10", "hr@5")
-    scores = _table(
+    scores = score_table(
         f"{title}; N@10 with 95 % interval, Δ to {reference}",
-        ("method", *map(_abbreviated, first), "Δ N@10", "p", "paper N@10"),
+        ("method", *map(abbreviated, first), "Δ N@10", "p", "paper N@10"),
     )
-    costs = _table(
+    costs = score_table(
         "The other metrics, and what it cost",
-        ("method", *map(_abbreviated, second), "prompts", "calls", "tokens", "s", "valid"),
+        ("method", *map(abbreviated, second), "prompts", "calls", "tokens", "s", "valid"),
     )
     for row in table:
         value = {metric: _short(each.mean) for metric, each in row.scores.items()}
@@ -239,20 +242,6 @@ def _rich_tables(
     for each, metrics in ((scores, first), (costs, second)):
         each.add_row(CHANCE, *(_short(chance(metric, n_candidates)) for metric in metrics))
     return [scores, costs]
-
-
-def _abbreviated(metric: str) -> str:
-    return metric.upper().replace("NDCG", "N")
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
-        collapse_padding=True, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for name in columns:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    return table
 
 
 def _costs(row: Row) -> list[str]:
@@ -308,11 +297,12 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
     return notes + [f"Left out: {name}: {why}." for name, why in comparison.not_run.items()]
 
 
-def _figures(comparison: Comparison, table: Sequence[Row], n_candidates: int) -> dict[str, Figure]:
+def _figures(
+    comparison: Comparison, ranks: Mapping[str, Tensor], table: Sequence[Row], n_candidates: int
+) -> dict[str, Figure]:
     """Charts by file name."""
-    ranks = comparison.target_ranks()
     scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in table}
-    scores[CHANCE] = {m: Interval(*[chance(m, n_candidates)] * 3) for m in METRICS}
+    scores[CHANCE] = chance_row(n_candidates)
     figures = {"methods": charts.methods(scores)}
     policies = [r.method for r in comparison.results if isinstance(r.method, Policy)]
     by_position = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rpp.agents.actor_critic import uniform_actions, uniforms
+from rpp.agents.actor_critic import random_choices
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.metrics import ndcg, target_ranks
 from rpp.prompts.static import StaticPrompt, draw_static_prompts
@@ -84,14 +84,8 @@ class RandomPolicy(PromptMethod):
         patterns = task.patterns
 
         def ranks(episodes: Sequence[Episode]) -> list[Ranking]:
-            users = [episode.user for episode in episodes]
-            lengths = patterns.first_lengths(episodes)
-            actions: list[list[int]] = []
-            for step in range(task.n_steps):  # blindly: only the last step's prompt is asked
-                draws = uniforms((task.seed, step), users, len(patterns.names))
-                actions = uniform_actions(patterns.n_actions, draws).tolist()
-                lengths = patterns.next_lengths(episodes, actions, lengths)
-            return task.ask(episodes, [patterns] * len(users), actions, lengths)
+            actions, lengths = random_choices(patterns, episodes, task.n_steps, (task.seed,))
+            return task.ask(episodes, [patterns] * len(episodes), actions.tolist(), lengths)
 
         return ranks
 
