@@ -364,6 +364,17 @@ def test_what_is_no_comparison_is_refused():
             Comparison(**options)
 
 
+def test_profiles_that_the_data_do_not_know_are_refused(users, tmp_path):
+    """They were once left out of every prompt without a word."""
+    made = Comparison(
+        "conf/patterns/movies_profile.yaml", methods=[Manual()], reference=Manual.name
+    )
+    with pytest.raises(
+        InputError, match=r"prompts tell the user's age, but the data set 'made-up'"
+    ):
+        trainer(tmp_path, environment()).test(made, users, verbose=False)
+
+
 # -- the command ----------------------------------------------------------------------------------
 
 

@@ -159,6 +159,8 @@ class Comparison(LightningModule):
                 f"a comparison runs in one process, not {self.trainer.world_size}: set"
                 " trainer.devices to 1"
             )
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.patterns.check_profiles(data.people(), str(data.summary["settings"]["name"]))
 
     @property
     def task(self) -> Task:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,10 @@ class EpisodeDataModule(LightningDataModule):
     def episodes(self, split: Split) -> list[Episode]:
         """All episodes of one user set."""
         return self._episodes[split]
+
+    def people(self) -> Iterator[Mapping[str, str]]:
+        """What is known of each user, of all three sets."""
+        return (episode.profile for split in SPLITS for episode in self.episodes(split))
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Training users, in an order drawn anew every epoch from the data seed."""
