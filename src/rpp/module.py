@@ -23,7 +23,7 @@ from torchmetrics import CatMetric
 
 from rpp.agents.actor_critic import ActorCritic, Decision, random_choices, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
-from rpp.agents.state import Observation, Pooling, PromptEncoder, StateEncoder, encode_parts
+from rpp.agents.state import Observation, Pooling, StateEncoder, encode_parts, shared_encoder
 from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.shares import share
@@ -130,7 +130,7 @@ class RPPModule(LightningModule):
         self.critic_lr = critic_lr
         self.max_grad_norm = max_grad_norm
         self.hidden_dim = hidden_dim
-        self.encoder = PromptEncoder(prompt_encoder)
+        self.encoder = shared_encoder(prompt_encoder)
         self.prompt_encoding = prompt_encoding
         self.policy_seed = policy_seed
         self.n_static_prompts = n_static_prompts
@@ -189,8 +189,8 @@ class RPPModule(LightningModule):
             )
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
-        people = (episode.profile for split in SPLITS for episode in data.episodes(split))
-        self.patterns.check_profiles(people, str(self.data_summary["settings"]["name"]))
+        name = str(self.data_summary["settings"]["name"])
+        self.patterns.check_profiles(data.people(), name)
         if device.type != "cpu":
             self.encoder.place(device)
         with torch.random.fork_rng(devices=[]):

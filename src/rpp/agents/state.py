@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -147,6 +147,12 @@ class PromptEncoder:
         weights = mask[..., None].to(hidden)
         means: Tensor = ((hidden * weights).sum(1) / weights.sum(1)).cpu()
         return means[: len(tokens)]
+
+
+@lru_cache(maxsize=1)
+def shared_encoder(model: str) -> PromptEncoder:
+    """The prompt encoder of that name: policies that are compared encode the same sentences."""
+    return PromptEncoder(model)
 
 
 def encode_parts(
