@@ -15,6 +15,7 @@ from pipeline import (
     trainer,
 )  # fmt: skip
 
+from rpp.agents.actor_critic import random_choices
 from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval
 from rpp.types import TargetAccessError, final_scoring
@@ -115,7 +116,7 @@ def test_a_user_alone_or_in_any_company_is_ranked_the_same(users, tmp_path):
     env = environment(answers_at_random)
     env.setup(run, model, "test")
     episodes = users.episodes("validation")[:30]
-    for policy in (model.greedy, model.sampled, model.random):
+    for policy in (model.greedy, model.sampled):
         together = model.play(episodes, policy, 3)
         backwards = model.play(episodes[::-1], policy, 3)
         for step, other in zip(together, backwards, strict=True):
@@ -123,6 +124,13 @@ def test_a_user_alone_or_in_any_company_is_ranked_the_same(users, tmp_path):
         for k in (0, 7, 29):
             alone = model.play([episodes[k]], policy, 3)
             assert [t.rankings[0] for t in alone] == [t.rankings[k] for t in together]
+    actions, lengths = random_choices(model.patterns, episodes, 3, (0,))
+    turned, turned_lengths = random_choices(model.patterns, episodes[::-1], 3, (0,))
+    assert torch.equal(actions, turned.flip(0))
+    assert lengths == turned_lengths[::-1]
+    for k in (0, 7, 29):
+        own, length = random_choices(model.patterns, [episodes[k]], 3, (0,))
+        assert (own[0].tolist(), length) == (actions[k].tolist(), [lengths[k]])
 
 
 def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
@@ -152,6 +160,6 @@ def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     env.setup(run, model, "test")
     episodes = users.episodes("train")
-    model.play(episodes, model.random, 1)
-    again = model.play(episodes, model.random, 1)[0]
+    model.play(episodes, model.sampled, 1)
+    again = model.play(episodes, model.sampled, 1)[0]
     assert not any(ranking.failed for ranking in again.rankings)
