@@ -22,7 +22,7 @@ from rpp.comparison.base import PromptMethod, Task
 from rpp.comparison.controls import control_ranks, suspicious
 from rpp.comparison.module import Comparison, Cost
 from rpp.comparison.policy import Policy
-from rpp.comparison.report import ComparisonReport, as_frame, rows
+from rpp.comparison.report import ComparisonReport, _cells, as_frame, rows
 from rpp.comparison.static import Enumeration, Manual, RandomPolicy
 from rpp.llms.base import LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
@@ -296,6 +296,8 @@ def test_rows_are_what_the_methods_ranked(users, tmp_path):
     assert manual.cost is not None
     assert manual.cost.prompts == 60
     assert manual.published == (0.03, 0.35, 0.41)
+    assert _cells([replace(other, p_value=0.0004)], 10)[1][0][8] == "<.001"
+    assert _cells([replace(other, p_value=0.03)], 10)[1][0][8] == ".030"
     frame = as_frame([manual, other], 10)
     assert frame["method"].to_list() == ["manual prompt", "random policy", "chance"]
     assert frame["ndcg@1"].to_list() == [1, 1, 0.1]

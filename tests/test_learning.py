@@ -74,6 +74,18 @@ def test_optimum_that_depends_on_the_user_is_found(tmp_path, seed):
     assert learn(tmp_path, users, best_of, 40, seed) >= 0.8
 
 
+def test_best_static_prompt_is_best_on_validation_users(tmp_path):
+    """All are drawn prompts; the one that is kept has the good sentence, whichever that is."""
+    users = MadeUpUsers(n_train=2, n_validation=30, n_test=1)
+    drawn = module(policy_seed=0)._static_prompts()
+    for best in {prompt.actions[REASONING] for prompt in drawn}:
+        model = module(policy_seed=0)
+        env = environment(planted(users, lambda user, best=best: best))
+        trainer(tmp_path, env, max_epochs=1, limit_val_batches=0).fit(model, users)
+        assert model.static in drawn
+        assert model.static.actions[REASONING] == best
+
+
 def test_values_of_a_long_episode_stay_within_what_can_be_earned(tmp_path):
     """A state does not say how many steps are left.
 

@@ -367,7 +367,7 @@ class RPPModule(LightningModule):
             static = self.static
             loader = self.trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
             episodes = [episode for batch in loader for episode in batch]
-        self._ask_static(episodes[:n_prompts], static)
+        self._ask_static(episodes[:n_prompts], [static])
 
     def _episodes(self, split: Split) -> list[Episode]:
         episodes: list[Episode] = self.trainer.datamodule.episodes(split)  # type: ignore[attr-defined]
@@ -388,17 +388,16 @@ class RPPModule(LightningModule):
         """Choose the best of some static prompts on validation users: what RPP has to beat."""
         if self.static_length > 0:  # a resumed run has chosen already
             return
-        episodes = self._own_validation_users()
         drawn = self._static_prompts()
-        scores = [
-            float(gather_rows(self._reward(self._ask_static(episodes, static))).nanmean())
-            for static in drawn
-        ]
-        best = max(range(len(drawn)), key=scores.__getitem__)
+        # all at once, so that a user's prompts share work; rows of users, a column per prompt
+        asked = self._ask_static(self._own_validation_users(), drawn)
+        rewards = self._reward(asked).reshape(-1, len(drawn))
+        scores = gather_rows(rewards).nanmean(0)
+        best = int(scores.nan_to_num(-1).argmax())
         self.static_actions.copy_(torch.tensor(drawn[best].actions))
         self.static_length.fill_(drawn[best].length)
         if self.logger is not None:
-            self.logger.log_metrics({"val/best_static_ndcg@10": scores[best]}, step=0)
+            self.logger.log_metrics({"val/best_static_ndcg@10": float(scores[best])}, step=0)
 
     @property
     def static(self) -> StaticPrompt:
@@ -424,7 +423,7 @@ class RPPModule(LightningModule):
                 batch,
                 *random_choices(self.patterns, batch, n_steps, (self.policy_seed, 1_000_002)),
             ),
-            "best static prompt": self._ask_static(batch, self.static),
+            "best static prompt": self._ask_static(batch, [self.static]),
         } | {f"RPP, step {step}": turn for step, turn in enumerate(greedy)}
         self.steps.append(greedy[-1])
         with final_scoring():
@@ -480,11 +479,12 @@ class RPPModule(LightningModule):
         lengths = self.patterns.next_lengths(episodes, actions.tolist(), lengths)
         return self._send(episodes, actions, lengths)
 
-    def _ask_static(self, episodes: Sequence[Episode], static: StaticPrompt) -> Step:
-        """The same prompt for everybody."""
-        actions = torch.tensor([static.actions] * len(episodes))
-        lengths = [min(static.length, len(episode.history)) for episode in episodes]
-        return self._send(episodes, actions, lengths)
+    def _ask_static(self, episodes: Sequence[Episode], prompts: Sequence[StaticPrompt]) -> Step:
+        """The same prompts for everybody, one after the other: ``len(episodes) * len(prompts)``."""
+        asked = [episode for episode in episodes for _ in prompts]
+        actions = torch.tensor([prompt.actions for prompt in prompts]).repeat(len(episodes), 1)
+        lengths = [min(p.length, len(e.history)) for e in episodes for p in prompts]
+        return self._send(asked, actions, lengths)
 
     def _send(self, episodes: Sequence[Episode], actions: Tensor, lengths: list[int]) -> Step:
         ranker = self.ranker

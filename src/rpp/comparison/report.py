@@ -205,7 +205,7 @@ def _cells(table: Sequence[Row], n_candidates: int) -> tuple[list[str], list[lis
     lines = []
     for row in table:
         cells = [row.name, *(_with_interval(value) for value in row.scores.values())]
-        cells += ["", ""] if row.gain is None else [_signed(row.gain), f"{row.p_value:.3f}"]
+        cells += ["", ""] if row.gain is None else [_signed(row.gain), _p_value(row.p_value)]
         cells += _costs(row)
         cells.append("" if row.published is None else _figures_of_paper(row.published))
         lines.append(cells)
@@ -235,7 +235,7 @@ def _rich_tables(
             row.name,
             *(value[metric] for metric in first),
             "" if row.gain is None else f"{row.gain.mean:+.3f}",
-            "" if row.p_value is None else _short(row.p_value),
+            _p_value(row.p_value),
             "" if row.published is None else _short(row.published[2]),
         )
         costs.add_row(row.name, *(value[metric] for metric in second), *_costs(row))
@@ -256,6 +256,12 @@ def _costs(row: Row) -> list[str]:
 
 def _short(number: float) -> str:
     return f"{number:.3f}".replace("0.", ".", 1) if 0 <= number < 1 else f"{number:.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "<.001" if value < 0.001 else _short(value)
 
 
 def _with_interval(value: Interval) -> str:
