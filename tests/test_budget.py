@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -102,6 +103,10 @@ def test_budget_in_words_by_hand():
     )
     assert budget(1000, before, after, 8.0, 10).startswith(
         "Budget: at most 10 calls, about 2,000 prompt and 100 reply tokens and 0:00:20 hours"
+    )
+    paid = replace(after, money=0.02)
+    assert " and 0:33:20 hours, 5.00 in money by the first 4;" in budget(
+        1000, before, paid, 8.0, None
     )
     assert budget(None, before, after, 8.0, None) == (
         "Budget: calls without limit, each about 200 prompt and 10 reply tokens, 2.00 s."

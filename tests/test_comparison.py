@@ -308,8 +308,8 @@ def test_rows_are_what_the_methods_ranked(users, tmp_path):
 
 
 def test_costs_are_differences():
-    before, after = Counters(calls=3, cache_hits=2), Counters(7, 12, 100, 20)
-    assert Cost.between(before, after, 1.5) == Cost(14, 4, 100, 20, 1.5)
+    before, after = Counters(calls=3, cache_hits=2), Counters(7, 12, 100, 20, 2.5)
+    assert Cost.between(before, after, 1.5) == Cost(14, 4, 100, 20, 2.5, 1.5)
 
 
 class Fails(PromptMethod):

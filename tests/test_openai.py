@@ -66,6 +66,7 @@ def test_replies_come_in_order_and_no_more_requests_at_once_than_asked(server, m
     assert 1 < server.most_at_once <= 3
     assert llm.usage.prompt_tokens == 140
     assert llm.usage.reply_tokens == 60
+    assert llm.money(llm.usage) == 0
     assert server.seen[0]["temperature"] == 0.2
     assert server.seen[0]["max_tokens"] == 400
 
@@ -204,6 +205,13 @@ def test_a_money_budget_ends_the_run(server, make):
     replies = llm.generate([f"say w{k}" for k in range(5)])
     assert [isinstance(reply, str) for reply in replies] == [True, True, True, False, False]
     assert len(server.seen) == 3
+
+
+def test_money_spent_is_counted_once_and_a_repetition_is_free(make, tiny_episodes):
+    ranker = Ranker(make(prompt_price=1.0, reply_price=2.0), "generate")
+    for _ in range(2):
+        ranker.rank(prompts_for(tiny_episodes[:2], "titles"), tiny_episodes[:2])
+        assert ranker.counters.money == pytest.approx(26e-6)  # two calls of 7 and 3 tokens
 
 
 def test_a_budget_holds_where_the_server_does_not_count(server, make):

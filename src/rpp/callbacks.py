@@ -255,9 +255,10 @@ def budget(
     if limits:
         read, written = (f"{min(limits) * n / fresh:,.0f}" for n in tokens)
         hours = timedelta(seconds=round(min(limits) * seconds / fresh))
+        price = _priced(min(limits) * (after.money - before.money) / fresh)
         return (
-            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours by the first"
-            f" {fresh}; what the cache knows is free."
+            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by the"
+            f" first {fresh}; what the cache knows is free."
         )
     read, written = (f"{n / fresh:,.0f}" for n in tokens)
     return f"{text}, each about {read} prompt and {written} reply tokens, {seconds / fresh:.2f} s."
@@ -492,7 +493,7 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
         f"Replies behind the RPP row: {', '.join(shares)}; {counters.failed} calls failed in all.",
         f"Cost: {counters.calls} calls, {counters.cache_hits} answered from the cache,"
         f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
-        f" {counters.seconds:.0f} s.",
+        f" {counters.seconds:.0f} s{_priced(counters.money)}.",
     ]
     if counters.shortened_histories:
         lines.append(
@@ -506,6 +507,10 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
             " what was answered is kept."
         )
     return lines
+
+
+def _priced(money: float) -> str:
+    return f", {money:.2f} in money" if money else ""
 
 
 def _refinements(refiner: Refiner | None) -> list[dict[str, str]]:

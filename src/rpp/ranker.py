@@ -45,6 +45,7 @@ class Counters:
     cache_hits: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    money: float = 0.0
     seconds: float = 0.0
     valid: int = 0
     repaired: int = 0
@@ -118,6 +119,7 @@ class Ranker:
                 "cache_hits": self.llm.n_hits,
                 "prompt_tokens": tokens.prompt_tokens,
                 "reply_tokens": tokens.reply_tokens,
+                "money": self.llm.money(tokens),
             }
         )
 

@@ -37,6 +37,7 @@ class Cost:
         calls: How many of them the language model answered; the others were in the cache.
         prompt_tokens: Tokens of these calls.
         reply_tokens: Likewise.
+        money: What they cost by the prices of an API; 0 where none are given.
         seconds: Time for everything.
     """
 
@@ -44,6 +45,7 @@ class Cost:
     calls: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    money: float = 0.0
     seconds: float = 0.0
 
     @classmethod
@@ -55,6 +57,7 @@ class Cost:
             calls,
             after.prompt_tokens - before.prompt_tokens,
             after.reply_tokens - before.reply_tokens,
+            after.money - before.money,
             seconds,
         )
 

@@ -289,6 +289,8 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
         "p: signs of the users' differences exchanged at random, two-sided, not corrected for the"
         " number of methods.",
     ]
+    if money := sum(result.cost.money for result in comparison.results):
+        notes.append(f"Money spent by the prices given: {money:.2f}.")
     if any(result.peeks for result in comparison.results):
         notes.append("An oracle chooses by the test target itself: no method, a bound for one.")
     missing = {

@@ -132,6 +132,10 @@ class LanguageModel(ABC):
                     lines[row].append(left[row].pop(score.index(max(score))))
         return [errors.get(row, "\n".join(lines[row] + left[row])) for row in range(len(prompts))]
 
+    def money(self, usage: Usage) -> float:
+        """What tokens cost, in the currency of the prices; 0 where nothing is paid for them."""
+        return 0.0
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text; an estimate where the model has no tokenizer at hand."""
         return len(text) // 4 + 1

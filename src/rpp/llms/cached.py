@@ -96,6 +96,10 @@ class CachedLanguageModel(LanguageModel):
             for row, texts, asked in zip(rows, sets, continuations, strict=True)
         ]
 
+    def money(self, usage: Usage) -> float:
+        """As the model counts."""
+        return self.model.money(usage)
+
     def count_tokens(self, text: str) -> int:
         """As the model counts."""
         return self.model.count_tokens(text)

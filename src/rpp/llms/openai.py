@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.base import LanguageModel, LanguageModelError, Usage
 from rpp.llms.chat import Budget, ChatClient
 from rpp.llms.grammar import permutation_grammar
 from rpp.types import InputError
@@ -125,6 +125,10 @@ class OpenAILanguageModel(LanguageModel):
     def max_reply_tokens(self) -> int:
         """``max_new_tokens``."""
         return self.max_new_tokens
+
+    def money(self, usage: Usage) -> float:
+        """By ``prompt_price`` and ``reply_price``."""
+        return self.chat.budget.cost(usage)
 
     def close(self) -> None:
         """Close the connections."""
