@@ -257,8 +257,8 @@ def budget(
         hours = timedelta(seconds=round(min(limits) * seconds / fresh))
         price = _priced(min(limits) * (after.money - before.money) / fresh)
         return (
-            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by the"
-            f" first {fresh}; what the cache knows is free."
+            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by"
+            f" the first {fresh}; what the cache knows is free."
         )
     read, written = (f"{n / fresh:,.0f}" for n in tokens)
     return f"{text}, each about {read} prompt and {written} reply tokens, {seconds / fresh:.2f} s."
