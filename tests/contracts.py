@@ -11,6 +11,7 @@ import math
 import pytest
 
 from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.cached import CachedLanguageModel
 from rpp.types import InputError
 
 PROMPTS = (
@@ -45,8 +46,8 @@ class LanguageModelContract:
         assert llm.generate([]) == []
 
     def test_usage_grows(self, llm: LanguageModel) -> None:
-        usage = getattr(llm, "tokens", llm.usage)
         llm.generate(["something that was never asked before"])
+        usage = llm.meter.tokens if isinstance(llm, CachedLanguageModel) else llm.usage
         assert usage.prompt_tokens > 0
         assert usage.reply_tokens > 0
 

@@ -49,7 +49,7 @@ class MadeUpUsers(EpisodeDataModule):
         self, n_train: int = 200, n_validation: int = 50, n_test: int = 400, n_candidates: int = 10,
         batch_size: int = 200, seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size=batch_size, seed=seed)
+        super().__init__(batch_size=batch_size, n_candidates=n_candidates, seed=seed)
         counts: dict[Split, int] = {"train": n_train, "validation": n_validation, "test": n_test}
         start = 0
         for split, count in counts.items():
@@ -73,8 +73,9 @@ class MadeUpUsers(EpisodeDataModule):
 
     @property
     def summary(self) -> dict[str, Any]:
-        seed = self.settings.seed
-        return {"fingerprint": f"made up {seed}", "settings": {"name": "made-up", "seed": seed}}
+        seed, n_candidates = self.settings.seed, self.settings.n_candidates
+        settings = {"name": "made-up", "seed": seed, "n_candidates": n_candidates}
+        return {"fingerprint": f"made up {seed}", "settings": settings}
 
 
 class HashEncoder:

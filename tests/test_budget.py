@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline import MadeUpUsers, environment, module, trainer
 
@@ -60,18 +61,37 @@ def test_no_fit_and_no_test_makes_more_calls_than_announced(tmp_path, counters, 
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
-def test_max_calls_ends_a_fit_with_a_checkpoint(tmp_path, counters, capsys):
-    _, rpp, run = play(tmp_path, 20)
+def test_a_fit_that_a_budget_ends_goes_on_as_if_nothing_had_been(tmp_path, counters, capsys):
+    """Amid the second epoch: what is resumed is the end of the first, with the same draws."""
     users = MadeUpUsers(**USERS)
-    with pytest.raises(LanguageModelStop, match=r"environment\.max_calls: 20 calls"):
+    _, whole, run = play(tmp_path / "whole", epochs=2)
+    run.fit(whole, datamodule=users)
+    needed = counters[-1].counters.calls
+    _, rpp, run = play(tmp_path, needed - 4)
+    with pytest.raises(LanguageModelStop, match=rf"environment\.max_calls: {needed - 4} calls"):
         run.fit(rpp, datamodule=users)
+    assert counters[-1].counters.calls == needed - 4
     said = capsys.readouterr().out
-    assert "Budget: at most 20 calls" in said
-    assert f"{tmp_path}/last.ckpt: go on with --ckpt_path last" in said
-    assert counters[-1].counters.calls == 20
+    assert f"Budget: at most {needed - 4} calls" in said
+    assert "the same command with --ckpt_path last comes back to here" in said
     _, again, run = play(tmp_path)
     run.fit(again, datamodule=users, ckpt_path=tmp_path / "last.ckpt")
     assert run.current_epoch == 2
+    assert "Budget: at most 24 calls" in capsys.readouterr().out  # of one epoch of (8 + 4) users
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
+def test_a_budget_spent_before_anything_was_learnt_leaves_a_former_checkpoint_alone(
+    tmp_path, capsys
+):
+    (tmp_path / "last.ckpt").write_bytes(b"former")
+    _, rpp, run = play(tmp_path, 2)
+    with pytest.raises(LanguageModelStop):
+        run.fit(rpp, datamodule=MadeUpUsers(**USERS))
+    assert (tmp_path / "last.ckpt").read_bytes() == b"former"
+    assert "the same command comes back to here" in capsys.readouterr().out
 
 
 def test_max_calls_ends_a_test_with_the_table_so_far(tmp_path):

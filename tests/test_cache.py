@@ -17,7 +17,7 @@ from contracts import LanguageModelContract
 
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache, main
-from rpp.llms.cached import CHUNK, CachedLanguageModel
+from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
 
 
 class Recorder(ScriptedLanguageModel):
@@ -70,19 +70,19 @@ def test_fingerprint_of_a_script_is_its_name():
 def test_second_call_costs_nothing(tmp_path):
     first = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
     replies = first.generate(["a", "b"])
-    assert (first.n_calls, first.n_hits) == (2, 0)
+    assert (first.meter.n_calls, first.meter.n_hits) == (2, 0)
     again = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))  # as in another process
     assert again.generate(["b", "a"]) == replies[::-1]
     assert again.model.batches == []
-    assert (again.n_calls, again.n_hits) == (0, 2)
-    assert again.tokens.prompt_tokens == again.tokens.reply_tokens == 0
+    assert (again.meter.n_calls, again.meter.n_hits) == (0, 2)
+    assert again.meter.tokens.prompt_tokens == again.meter.tokens.reply_tokens == 0
 
 
 def test_equal_prompts_are_sent_once():
     llm = CachedLanguageModel(Recorder(), ReplyCache(None))
     assert llm.generate(["a", "b", "a", "a"]) == [f"reply to {p}" for p in "abaa"]
     assert llm.model.asked == {"a": 1, "b": 1}
-    assert (llm.n_calls, llm.n_hits) == (2, 2)
+    assert (llm.meter.n_calls, llm.meter.n_hits) == (2, 2)
 
 
 def test_failures_are_not_kept():
@@ -92,7 +92,7 @@ def test_failures_are_not_kept():
     assert isinstance(failure, LanguageModelError)
     assert llm.generate(["a"]) == ["back"]
     assert llm.generate(["a"]) == ["back"]
-    assert (llm.n_calls, llm.n_hits) == (2, 1)
+    assert (llm.meter.n_calls, llm.meter.n_hits) == (2, 1)
 
 
 def test_an_error_costs_its_own_chunk_only():
@@ -153,7 +153,7 @@ def test_damaged_file_is_moved_aside(tmp_path, content):
     assert path.with_suffix(".corrupt").read_bytes() == content
     llm = CachedLanguageModel(Recorder(), cache)
     assert llm.generate(["a"]) == llm.generate(["a"])
-    assert llm.n_calls == 1
+    assert llm.meter.n_calls == 1
 
 
 def test_file_cut_short_is_moved_aside(tmp_path):
@@ -208,7 +208,7 @@ def test_scores_do_not_depend_on_the_order_they_were_asked_in():
     assert turned == [row[2], row[0], row[1]]
     (twice,) = llm.score(["p"], [["a", "a", "cc", "bbb"]])
     assert twice == [row[0], row[0], row[2], row[1]]
-    assert llm.n_calls == 1
+    assert llm.meter.n_calls == 1
 
 
 def test_many_keys_at_once():
@@ -311,15 +311,15 @@ def test_waits_for_a_writer_instead_of_failing(tmp_path):
 
 def test_calls_are_bounded_and_what_was_paid_is_kept():
     cache = ReplyCache(None)
-    llm = CachedLanguageModel(Recorder(), cache, max_calls=3)
+    llm = CachedLanguageModel(Recorder(), cache, Meter(3))
     llm.generate(["a", "b"])
     with pytest.raises(LanguageModelStop, match=r"environment\.max_calls: 3 calls .* are made"):
         llm.generate(["a", "b", "c", "d"])
     assert llm.generate(["a", "b", "c"]) == ["reply to a", "reply to b", "reply to c"]
-    assert (llm.n_calls, len(cache)) == (3, 3)
+    assert (llm.meter.n_calls, len(cache)) == (3, 3)
     with pytest.raises(LanguageModelStop):
         llm.generate(["d"])
-    assert llm.n_calls == 3
+    assert llm.meter.n_calls == 3
 
 
 def now(monkeypatch, seconds):

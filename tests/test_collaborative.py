@@ -208,7 +208,7 @@ def vectors():
     ids=["known", "no vector", "beyond", "nobody", "unknown items", "no history", "nothing known"],
 )
 def test_vector_of_a_user(vectors, user, history, expected):
-    torch.testing.assert_close(vectors.for_user(user, history), torch.tensor(expected))
+    torch.testing.assert_close(vectors.for_users([user], [history]), torch.tensor([expected]))
 
 
 def test_vectors_of_a_batch(vectors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from math import log2
 from pathlib import Path
@@ -11,6 +12,8 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from pipeline import MadeUpUsers, environment, module, trainer
 from test_cli import here as here
 from test_data_prep import games
@@ -155,12 +158,13 @@ def test_a_policy_is_fitted_once(users, tmp_path):
     first = policy(users)
     rankings = first.learn(mine)(test)
     bound = first.n_calls(mine, 60)
-    assert bound == 20 * 2 * 2 + 20 * (2 * 2 + 1) + 60 * 2
+    assert bound == 20 * 2 * 2 + 20 * 2 * 2 + 60 * 2
     assert 0 < mine.ranker.counters.calls <= bound
     again = task(users, knows(users, when=GOOD))
     kept = policy(users)
     assert [r.order for r in kept.learn(again)(test)] == [r.order for r in rankings]
     assert again.ranker.counters.calls <= 60 * 2  # test users alone
+    assert kept.n_prompts_reused == 20 * 2 * 2 + 20 * 2 * 2
     assert len(kept.played) == int(kept.module.inference_steps)
     for other in (
         policy(users, discount=0.5),
@@ -338,8 +342,10 @@ def test_a_budget_ends_it_with_the_methods_that_are_through(users, tmp_path, cap
         compare(users, tmp_path, [Manual(), Enumeration(8)], answers_at_random, max_calls=100)
     printed = capsys.readouterr().out
     assert "Budget: at most 100 calls" in printed
-    assert "manual prompt" in printed
-    assert "best of 8 static" not in printed
+    assert "Stopped before these had ranked: best of 8 static." in printed
+    record = json.loads((tmp_path / "results/unfinished/comparison.json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["manual prompt"]
+    assert record["not_reached"] == ["best of 8 static"]
 
 
 class Interrupted(Fails):
@@ -349,11 +355,32 @@ class Interrupted(Fails):
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_ends_it_with_the_methods_that_are_through(users, tmp_path, capsys):
+class FitInterrupted(Fails):
+    """The user loses patience while a policy is fitted: Lightning makes a SystemExit of it."""
+
+    def learn(self, task):
+        class Impatient(BoringModel):
+            def training_step(self, batch, batch_idx):
+                raise KeyboardInterrupt
+
+        with torch.inference_mode(False), torch.enable_grad():
+            Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                    enable_progress_bar=False, enable_model_summary=False).fit(Impatient())  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [Interrupted, FitInterrupted])
+def test_an_interrupt_ends_it_with_the_methods_that_are_through(
+    users, tmp_path, capsys, method, monkeypatch
+):
+    """The table of a former run stays whole."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning's: ignore the next ones
+    compare(users, tmp_path, [Manual(), RandomPolicy()])
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        compare(users, tmp_path, [Manual(), Interrupted()])
+        compare(users, tmp_path, [Manual(), method()])
     assert "manual prompt" in capsys.readouterr().out
-    assert pl.read_csv(tmp_path / "results/comparison.csv")["method"][0] == "manual prompt"
+    for folder, n_methods in (("results", 2), ("results/unfinished", 1)):
+        table = pl.read_csv(tmp_path / folder / "comparison.csv")
+        assert table["method"].to_list()[:-1] == ["manual prompt", "random policy"][:n_methods]
 
 
 def test_what_is_no_comparison_is_refused():
@@ -412,8 +439,9 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     again = pl.read_csv(folder / "comparison.csv")
     scores = [name for name in table.columns if "@" in name]
     assert again.select("method", *scores).equals(table.select("method", *scores))
-    fitted = again.filter(pl.col("method") == "RPP")["prompts"].item()
-    assert fitted <= 20 * 2  # test users alone
+    of_rpp = pl.col("method") == "RPP"
+    # what the fit took belongs to the method, whichever run has fitted it
+    assert again.filter(of_rpp)["prompts"].item() == table.filter(of_rpp)["prompts"].item()
 
 
 FEW = {

@@ -31,7 +31,6 @@ from rpp.data.interactions import (
     PREPARED_FILES,
     load_summary,
     load_titles,
-    load_training_counts,
     load_training_pairs,
     load_users,
 )
@@ -343,8 +342,8 @@ def test_splits_by_hand(tmp_path):
     assert mine["split"].to_list() == ["train"] * 4 + ["validation", "test"]
     users, items = load_training_pairs(tmp_path / "out")
     assert items[users == 4].tolist() == expected[:4]
-    counts = load_training_counts(tmp_path / "out")
-    assert counts.tolist() == np.bincount(items, minlength=N_ITEMS).tolist()
+    counts = pl.read_parquet(tmp_path / "out/items.parquet").sort("item")["n_train"]
+    assert counts.to_list() == np.bincount(items, minlength=N_ITEMS).tolist()
     assert counts.sum() == len(rows()) - 2 * N_USERS
 
 

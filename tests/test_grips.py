@@ -367,9 +367,23 @@ def test_failed_rankings_neither_crash_nor_win(users):
         rankings = method(n_edits=40).learn(task(reply, users))(test)
         assert not any(r.failed for r in rankings)
         assert ndcg_of(rankings, test).mean() > 0.95
+    for method in (PersonalGRIPS, OracleGRIPS):
         # one search on its own in which nothing but the manual prompt is answered
         (alone,) = method(n_edits=2).learn(task(only_manual, users))(test[:1])
         assert not alone.failed
+
+
+@pytest.mark.parametrize("method", [GRIPS, PersonalGRIPS, OracleGRIPS])
+def test_a_model_that_is_gone_is_no_search_without_success(users, method):
+    """The manual prompt's replies are in the cache, so its row would have looked valid."""
+    whole = MANUAL.reasoning[0].replace(PLACEHOLDER, "10")
+
+    def only_manual(prompt):
+        both = whole in prompt and MANUAL.role[0] in prompt
+        return answers_at_random(prompt) if both else LanguageModelError("connection lost")
+
+    with pytest.raises(LanguageModelError, match="connection lost"):
+        method(n_edits=2, n_paraphrases=0).learn(task(only_manual, users))(users.episodes("test"))
 
 
 def test_a_lucky_answer_among_failures_does_not_win(users):

@@ -124,7 +124,7 @@ def test_an_empty_sentence_stays_empty(tmp_path):
     assert refiner("R") == "R"  # twelve signs are more than three times one
     assert refiner("Rank.") == "Rank a list."
     assert set(refiner.patterns_of) == {"R", "Rank.", "List."}
-    assert llm.n_calls == 3
+    assert llm.meter.n_calls == 3
 
 
 def test_a_refiner_that_fails_ends_the_run():

@@ -22,7 +22,6 @@ from torch import Tensor
 from rpp import charts
 from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
-from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.metrics import CHANCE, METRICS, Interval, chance_row, mean_interval, paired_difference
 from rpp.processes import ask_together, gather, gather_rows
@@ -64,9 +63,9 @@ class RewardEnvironment(Callback):
             may make its part of them, and the first to have made it ends the run.
         seed: Of the order in which candidates that a reply leaves out are appended.
         refiner: RPP+: the language model that rewrites every sentence the agents can choose, once.
-            ``same`` is the ranker's own, whose weights are not loaded twice; the calls of another
-            one, as many as there are sentences at most, do not count for ``max_calls``. ``null``
-            is RPP: sentences stay as they are.
+            ``same`` is the ranker's own, whose weights are not loaded twice. Its calls, as many as
+            there are sentences at most, count like the ranker's. ``null`` is RPP: sentences stay
+            as they are.
         refine_draw: Another number lets the refiner find other words.
     """
 
@@ -151,7 +150,7 @@ class RewardEnvironment(Callback):
             )
         llm = ranker.llm
         if isinstance(self.refiner, LanguageModel) and self.refiner.fingerprint != llm.fingerprint:
-            llm = CachedLanguageModel(self.refiner, llm.cache)
+            llm = llm.beside(self.refiner)
         pl_module.refiner = Refiner(
             llm, pl_module.patterns, ranker.display.answer, self.refine_draw
         )
@@ -211,13 +210,14 @@ class RewardEnvironment(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Keep what a fit has learnt when a budget ends it."""
-        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
-        if isinstance(exception, LanguageModelStop) and trainer.training and folder is not None:
-            path = Path(folder, "last.ckpt")
-            trainer.save_checkpoint(path)
-            if trainer.is_global_zero:
-                say(f"What was learnt so far is in {path}: go on with --ckpt_path last")
+        """Say how to go on when a budget ends a fit: from the last epoch, with what was answered.
+
+        A checkpoint amid an epoch would make the next fit play its first users again.
+        """
+        fitting = trainer.state.fn == "fit" and trainer.is_global_zero
+        if fitting and isinstance(exception, LanguageModelStop):
+            last = " with --ckpt_path last" if trainer.current_epoch else ""
+            say(f"Every answer is kept: the same command{last} comes back to here without asking")
         if self.ranker is not None:  # teardown is not called; the module still reads the counters
             self.ranker.llm.close()
             self.ranker = None
@@ -407,8 +407,7 @@ class ResultsTable(Callback):
             )[1:].tolist(),
             "RPP_replies": dict(pl_module.replies),
             "counters": counters.as_dict(),
-            "language_model": pl_module.ranker.llm.fingerprint,
-            "decoding": pl_module.ranker.decoding,
+            "environment": pl_module.environment,
             "trained_with": pl_module.trained_with,
             "refinements": _refinements(pl_module.refiner),
             "seeds": {

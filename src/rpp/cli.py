@@ -51,11 +51,15 @@ class CLI(LightningCLI):
     @rank_zero_only  # of several processes one tidies up
     def before_fit(self) -> None:
         """Put the checkpoints of an earlier run aside: this run's ``last`` must be its own."""
-        if self.config_init[self.subcommand].get("ckpt_path") is None:
+        if self.config_init[self.subcommand].get("ckpt_path") is None and not self._is_trial():
             folder = Path(CHECKPOINTS, self.config_init[self.subcommand].name)
             for path in (folder / "best.ckpt", folder / "last.ckpt"):
                 if path.is_file():
                     path.replace(path.with_suffix(".previous.ckpt"))
+
+    def _is_trial(self) -> bool:
+        """Whether nothing will be kept of this fit."""
+        return bool(getattr(self.trainer, "fast_dev_run", False))
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is loaded: never test untrained weights silently.

@@ -113,6 +113,12 @@ class RPPModule(LightningModule):
         n_sentences: int | None = None,
     ) -> None:
         super().__init__()
+        least = {"n_candidates": (n_candidates, 2), "n_steps": (n_steps, 1),
+                 "n_step_return": (n_step_return, 1), "hidden_dim": (hidden_dim, 1),
+                 "policy_seed": (policy_seed, 0), "n_static_prompts": (n_static_prompts, 1)}  # fmt: skip
+        for name, (given, smallest) in least.items():
+            if given < smallest:
+                raise InputError(f"model.{name} is {given}: at least {smallest} is needed")
         self.automatic_optimization = False
         self.patterns_file = patterns
         self.patterns = load_patterns(patterns)
@@ -146,7 +152,8 @@ class RPPModule(LightningModule):
         self.steps: list[Step] = []  # this process's, of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
         self.replies: Counter[str] = Counter()  # how the replies behind the RPP row were read
-        self.trained_with: dict[str, str] = {}  # language model and decoding of the checkpoint
+        self.trained_with: dict[str, str] = {}  # the environment of the checkpoint
+        self.n_epochs_done = 0  # of the checkpoint
 
     # -- set-up ------------------------------------------------------------------------------
 
@@ -179,8 +186,8 @@ class RPPModule(LightningModule):
             device: Where the prompt encoder works.
 
         Raises:
-            InputError: If prompts tell what the data set does not know of its users, or if there is
-                no choice in them.
+            InputError: If prompts tell what the data set does not know of its users, if there is
+                no choice in them, or if the data have another number of candidates.
         """
         if not self.patterns.names:
             raise InputError(
@@ -190,6 +197,12 @@ class RPPModule(LightningModule):
         self.vectors: CollaborativeVectors = data.vectors
         self.data_summary: dict[str, Any] = data.summary
         name = str(self.data_summary["settings"]["name"])
+        n_listed = self.data_summary["settings"]["n_candidates"]
+        if n_listed != self.n_candidates:
+            raise InputError(
+                f"users of {name} have {n_listed} candidates and model.n_candidates is"
+                f" {self.n_candidates}: set both alike"
+            )
         self.patterns.check_profiles(data.people(), name)
         if device.type != "cpu":
             self.encoder.place(device)
@@ -354,9 +367,14 @@ class RPPModule(LightningModule):
         n_epochs = self.trainer.max_epochs
         if n_epochs is None or n_epochs < 0:
             return None
-        n_left = n_epochs - self.trainer.current_epoch
         an_epoch = (n_users["train"] + n_users["validation"]) * self.n_steps
-        return n_sentences + n_left * an_epoch + self.n_static_prompts * n_users["validation"]
+        n_static = 0 if self.static_length > 0 else self.n_static_asked * n_users["validation"]
+        return n_sentences + max(0, n_epochs - self.n_epochs_done) * an_epoch + n_static
+
+    @property
+    def n_static_asked(self) -> int:
+        """Static prompts tried on every validation user: a single one leaves nothing to choose."""
+        return self.n_static_prompts if self.n_static_prompts > 1 else 0
 
     def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
         """Ask some prompts that this process asks anyway, long ones where there is a choice."""
@@ -389,15 +407,18 @@ class RPPModule(LightningModule):
         if self.static_length > 0:  # a resumed run has chosen already
             return
         drawn = self._static_prompts()
-        # all at once, so that a user's prompts share work; rows of users, a column per prompt
-        asked = self._ask_static(self._own_validation_users(), drawn)
-        rewards = self._reward(asked).reshape(-1, len(drawn))
-        scores = gather_rows(rewards).nanmean(0)
-        best = int(scores.nan_to_num(-1).argmax())
+        best = 0
+        if self.n_static_asked:
+            # all at once, so that a user's prompts share work; rows of users, a column per prompt
+            asked = self._ask_static(self._own_validation_users(), drawn)
+            rewards = self._reward(asked).reshape(-1, len(drawn))
+            scores = gather_rows(rewards).nanmean(0)
+            best = int(scores.nan_to_num(-1).argmax())
+            if self.logger is not None:
+                name = f"val/best_static_ndcg@{self.n_candidates}"
+                self.logger.log_metrics({name: float(scores[best])}, step=0)
         self.static_actions.copy_(torch.tensor(drawn[best].actions))
         self.static_length.fill_(drawn[best].length)
-        if self.logger is not None:
-            self.logger.log_metrics({"val/best_static_ndcg@10": float(scores[best])}, step=0)
 
     @property
     def static(self) -> StaticPrompt:
@@ -466,7 +487,7 @@ class RPPModule(LightningModule):
 
     def _draws(self, key: tuple[int, ...], episodes: Sequence[Episode]) -> Tensor:
         users = [episode.user for episode in episodes]
-        return uniforms(key, users, len(self.patterns.names)).to(self.device)
+        return uniforms(key, users, len(self.patterns.names))
 
     def _user_vectors(self, episodes: Sequence[Episode]) -> Tensor:
         return self.vectors.for_users(
@@ -557,12 +578,11 @@ class RPPModule(LightningModule):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Language model, decoding and refiner by fingerprint; empty without a ranker."""
-        ranker = self.ranker
-        if ranker is None:
+        """What ranks, and who refines; empty without a ranker."""
+        if self.ranker is None:
             return {}
-        about = {"language model": ranker.llm.fingerprint, "decoding": ranker.decoding}
-        return about | ({"refiner": self.refiner.fingerprint} if self.refiner else {})
+        refiner = {"refiner": self.refiner.fingerprint} if self.refiner else {}
+        return self.ranker.settings | refiner
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that belong to something else.
@@ -574,15 +594,22 @@ class RPPModule(LightningModule):
         if not isinstance(theirs, dict):
             raise InputError("this checkpoint was not written by RPPModule: fit one first")
         self.trained_with = checkpoint.get("trained_with", {})
+        self.n_epochs_done = int(checkpoint["epoch"]) + 1
         if (
             self.refiner is not None
             and self.trained_with.get("refiner") == self.refiner.fingerprint
         ):
             self.refiner.recall(checkpoint["refinements"])
         if self.ranker is not None and self.trained_with != self.environment:
+            here = self.environment
+            differ = [
+                f"{key} {self.trained_with.get(key)} and not {here.get(key)}"
+                for key in sorted(self.trained_with.keys() | here.keys())
+                if self.trained_with.get(key) != here.get(key)
+            ]
             rank_zero_info(
-                "This policy was trained with another language model, decoding or"
-                f" refiner ({self.trained_with}): what follows shows how well it transfers."
+                f"This policy was trained in another environment ({'; '.join(differ)}): what"
+                " follows shows how well it transfers."
             )
         ours = self.belonging
         for key, remedy in {

@@ -15,7 +15,7 @@ import numpy as np
 
 from rpp.llms.base import LanguageModel, LanguageModelError
 from rpp.llms.cache import ReplyCache
-from rpp.llms.cached import CachedLanguageModel
+from rpp.llms.cached import CachedLanguageModel, Meter
 from rpp.prompts.compose import Display, Layout, Prompt, identifier
 from rpp.types import Episode, InputError, Item, Ranking, failed_ranking, normalise, status_of
 
@@ -97,7 +97,7 @@ class Ranker:
                 " environment.show_candidates to true or environment.decoding to likelihood"
             )
         cache = ReplyCache(None) if cache is None else cache
-        self.llm = CachedLanguageModel(llm, cache, max_calls)
+        self.llm = CachedLanguageModel(llm, cache, Meter(max_calls))
         self.decoding = decoding
         self.per_character = per_character
         self.seed = seed
@@ -110,18 +110,34 @@ class Ranker:
 
     @property
     def counters(self) -> Counters:
-        """Costs and reply counts so far."""
-        tokens = self.llm.tokens
+        """Reply counts and costs so far, those of models that share the count included."""
+        meter = self.llm.meter
         return Counters(
             **{
                 **asdict(self._read),
-                "calls": self.llm.n_calls,
-                "cache_hits": self.llm.n_hits,
-                "prompt_tokens": tokens.prompt_tokens,
-                "reply_tokens": tokens.reply_tokens,
-                "money": self.llm.money(tokens),
+                "calls": meter.n_calls,
+                "cache_hits": meter.n_hits,
+                **asdict(meter.tokens),
+                "money": meter.money,
             }
         )
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts needed so far, whether asked or found in the cache."""
+        return self.llm.meter.n_calls + self.llm.meter.n_hits
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its rankings depend on: the model by its fingerprint, and how it is asked."""
+        return {
+            "language model": self.llm.fingerprint,
+            "decoding": self.decoding,
+            "candidates": "shown" if self.display.show_candidates else "not shown",
+            "layout": self.display.layout,
+            "per character": str(self.per_character),
+            "seed": str(self.seed),
+        }
 
     def with_list(self) -> Ranker:
         """The same ranker with prompts that list the candidates: one model, cache and count."""
@@ -297,8 +313,12 @@ def parse_reply(
     return max(reversed(distinct), key=len), unmatched
 
 
-_LIST_LINE = re.compile(r"^\W*(?:(?P<number>\d{1,2})|[A-Z]{1,2})\s*[.):\]\-](?!\d)|^\s*[-*\u2022]")
-"""A numbered, lettered or bulleted line."""
+_LIST_LINE = re.compile(
+    r"^\W*(?P<number>\d{1,2})\s*[.):\]\-](?!\d)"
+    r"|^\W*[A-Z]{1,2}\s*[.):\]\-](?!\w)"
+    r"|^\s*[-*\u2022]"
+)
+"""A numbered, lettered or bulleted line; "L.A. Confidential" and "X-Men" are none."""
 
 
 def _names(candidates: Sequence[Item]) -> dict[str, int]:

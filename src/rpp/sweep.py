@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from jsonargparse import ArgumentParser
 
 from data_prep.files import sha256
 from rpp import charts
 from rpp.cli import check_yaml, run
 from rpp.data.collaborative import VECTORS_FILE
+from rpp.llms.base import LanguageModelStop
 from rpp.metrics import CHANCE, METRICS, Interval, chance
 from rpp.terminal import remark
 from rpp.types import InputError
@@ -106,7 +108,7 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     report, mark = folder / "comparison.json", folder / "finished.json"
     about = {
         "arguments": sweep.arguments(value),
-        "configs": {path: sha256(Path(path)) for path in sweep.configs},
+        "files": {str(path): sha256(path) for path in files_named(sweep.configs)},
     }
     if not again and mark.is_file() and report.is_file():
         if json.loads(mark.read_text()) == about:
@@ -119,7 +121,8 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     try:
         comparison = run(sweep.arguments(value)).model
     except SystemExit as stop:
-        if stop.code != 2:  # not a mistake that has been told: the user ends the sweep
+        # else it is the user who ends the sweep, or a budget, which no other value would get past
+        if stop.code != 2 or isinstance(stop.__cause__, LanguageModelStop):
             raise
         remark(f"{here} failed for the reason above and has no results; the other values go on")
         return None
@@ -132,6 +135,44 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     else:
         remark(f"{here} lacks methods or users: the same command will run it again")
     return record
+
+
+def files_named(configs: Sequence[str]) -> list[Path]:
+    """Configuration files and the files they name, sentences and adapters, theirs in turn too.
+
+    A name is relative to the working folder or, in a patterns file, to the file's own.
+    """
+    found: dict[Path, None] = {}
+    waiting = [Path(name) for name in configs]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        if path.is_dir():
+            waiting += sorted(path.glob("*.safetensors"))
+            continue
+        found[path] = None
+        if path.suffix == ".yaml":
+            for name in _texts(yaml.safe_load(path.read_text(encoding="utf-8"))):
+                places = (Path(name), path.parent / name) if len(name) < 200 else ()
+                waiting += [each for each in places if each.is_file() or _is_adapter(each)]
+    return sorted(found)
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts anywhere in what a YAML file holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
 
 
 def _read(report: Path) -> Record:

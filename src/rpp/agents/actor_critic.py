@@ -111,10 +111,19 @@ def padded_log_probs(logits: Sequence[Tensor]) -> Tensor:
 
 
 def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """First action whose cumulative probability exceeds the number, ``(B, P)``."""
-    cumulative = probs.detach().double().cumsum(dim=-1)
-    scaled = uniforms.double()[..., None] * cumulative[..., -1:]
-    return (cumulative <= scaled).sum(dim=-1).clamp(max=probs.shape[-1] - 1)
+    """First action whose cumulative probability exceeds the number, ``(B, P)``.
+
+    Args:
+        probs: ``(B, P, A)``.
+        uniforms: ``(B, P)``.
+
+    Returns:
+        Actions on the device of ``probs``.
+    """
+    cumulative = probs.detach().cpu().double().cumsum(dim=-1)  # not every device has doubles
+    scaled = uniforms.cpu().double()[..., None] * cumulative[..., -1:]
+    first = (cumulative <= scaled).sum(dim=-1).clamp(max=probs.shape[-1] - 1)
+    return first.to(probs.device)
 
 
 def begin_uniform(last: nn.Linear) -> None:

@@ -76,6 +76,9 @@ class PromptMethod(ABC):
     peeks: bool = False
     """Whether it looks at the test targets: an oracle, marked as one wherever it is reported."""
 
+    n_prompts_reused: int = 0
+    """Prompts of a former run behind what :meth:`learn` found there and used again."""
+
     @abstractmethod
     def learn(self, task: Task) -> Ranks:
         """Decide what is the same for all users, on training and validation users.

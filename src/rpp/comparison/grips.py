@@ -39,6 +39,10 @@ Score = Callable[[Sequence[Tried]], NDArray[np.float64]]
 K = 10
 """The score is NDCG@K."""
 
+FEW = 3
+"""So many users may all go without an answer, and keep the instruction they had, before the
+language model counts as gone."""
+
 SEARCH, NEGATIVES = 1, 2
 """What a generator is for: no draw of one purpose tells anything of another's."""
 
@@ -118,12 +122,7 @@ class GRIPS(PromptMethod):
             if not going:
                 break
             tried = self._edited(task, {k: best[k] for k in going}, rngs)
-            try:
-                values = score(tried).reshape(len(going), self.n_edits)
-            except LanguageModelStop:
-                raise
-            except LanguageModelError:  # few users are left, and the model refuses just these
-                values = np.zeros((len(going), self.n_edits))
+            values = score(tried).reshape(len(going), self.n_edits)
             for row, k in enumerate(going):
                 column = int(values[row].argmax())
                 if values[row, column] > scores[k]:
@@ -183,7 +182,14 @@ class PersonalGRIPS(GRIPS):
 
             def score(tried: Sequence[Tried]) -> NDArray[np.float64]:
                 users = [own[k] for k, _ in tried]
-                return self.rewards(ask(task, users, [each for _, each in tried]), users)
+                try:
+                    rankings = ask(task, users, [each for _, each in tried])
+                except LanguageModelError as error:
+                    n_left = len({k for k, _ in tried})
+                    if isinstance(error, LanguageModelStop) or n_left > FEW:
+                        raise
+                    return np.zeros(len(tried))  # the model may refuse just these users
+                return self.rewards(rankings, users)
 
             found = self.search(task, [episode.user for episode in own], score)
             instruction_of = dict(zip(rows, found, strict=True))

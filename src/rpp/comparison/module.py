@@ -1,7 +1,8 @@
 """The comparison: ``python train.py test --config conf/compare.yaml``.
 
 Controls first, then every method in turn: it learns on training and validation users, then ranks
-all test users. The test targets are looked at when all have ranked.
+all test users. Test targets tell whether the controls score chance, and are not looked at again
+before all methods have ranked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from rpp.baselines.base import Recommender, rank
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.comparison.controls import control_ranks, suspicious
-from rpp.comparison.static import Manual
+from rpp.comparison.static import Manual, RandomPolicy
 from rpp.llms.base import LanguageModelError, LanguageModelStop
 from rpp.metrics import target_ranks
 from rpp.prompts.patterns import load_patterns
@@ -49,11 +50,13 @@ class Cost:
     seconds: float = 0.0
 
     @classmethod
-    def between(cls, before: Counters, after: Counters, seconds: float) -> Cost:
+    def between(
+        cls, before: Counters, after: Counters, seconds: float, n_prompts_reused: int = 0
+    ) -> Cost:
         """Of what happened between two readings."""
         calls = after.calls - before.calls
         return cls(
-            calls + after.cache_hits - before.cache_hits,
+            calls + after.cache_hits - before.cache_hits + n_prompts_reused,
             calls,
             after.prompt_tokens - before.prompt_tokens,
             after.reply_tokens - before.reply_tokens,
@@ -127,7 +130,7 @@ class Comparison(LightningModule):
             raise InputError("there is nothing to compare: name recommenders or methods")
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"two methods are called {name!r}: give one of them another name")
+                raise InputError(f"two methods are called {name!r}: leave one of them out")
         if only is not None:
             for name in only:
                 if name not in names:
@@ -181,8 +184,12 @@ class Comparison(LightningModule):
         return n_sentences + sum(method.n_calls(task, n_users) for method in self.methods)
 
     def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
-        """Ask some prompts that are asked anyway."""
-        Manual().learn(self.task)(self.task.data.episodes("test")[:n_prompts])
+        """Ask some prompts that are asked anyway, if a method asks any."""
+        if not self.methods:
+            return
+        manual = any(isinstance(method, Manual) for method in self.methods)
+        method = Manual() if manual and self.patterns.manual else RandomPolicy()
+        method.learn(self.task)(self.task.data.episodes("test")[:n_prompts])
 
     def on_test_start(self) -> None:
         """Forget an earlier test."""
@@ -223,7 +230,8 @@ class Comparison(LightningModule):
             self.not_run[method.name] = str(error)
             remark(f"{method.name} is left out: {error}")
             return
-        cost = Cost.between(before, ranker.counters, perf_counter() - started)
+        reused = method.n_prompts_reused if isinstance(method, PromptMethod) else 0
+        cost = Cost.between(before, ranker.counters, perf_counter() - started, reused)
         self.results.append(Result(method, rankings, cost))
 
     def _learn(self, method: Recommender | PromptMethod) -> Ranks:
@@ -233,9 +241,15 @@ class Comparison(LightningModule):
         return lambda episodes: rank(method.score(episodes), episodes)
 
     @property
+    def not_reached(self) -> list[str]:
+        """Methods that had not ranked when the run was stopped."""
+        done = {result.method.name for result in self.results} | self.not_run.keys()
+        return [method.name for method in self.compared if method.name not in done]
+
+    @property
     def complete(self) -> bool:
         """Whether every method ranked every user; if not, another run may add what is missing."""
-        return not self.not_run and not any(
+        return not self.not_run and not self.not_reached and not any(
             ranking.failed for result in self.results for ranking in result.rankings
         )
 

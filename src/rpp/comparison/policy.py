@@ -26,6 +26,9 @@ KEPT_FOLDER = "policies"
 
 MONITOR = "val/ndcg@10"
 
+N_PROMPTS = "n_prompts"
+"""Stands among the kept weights: the prompts that fitting them took."""
+
 
 class Policy(PromptMethod):
     """A personal prompt for every user by a policy that learnt on training users.
@@ -62,6 +65,7 @@ class Policy(PromptMethod):
         self.refined = refined
         self.log_dir = log_dir
         self.played: list[Step] = []  # the steps of the users ranked last, for charts
+        self.n_prompts_fit = 0  # when the weights were made, now or in another run
 
     def learn(self, task: Task) -> Ranks:
         """Fit, or load what was fitted.
@@ -79,8 +83,10 @@ class Policy(PromptMethod):
         folder.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
             self.module.build(task.data, torch.device("cpu"))
+            n_before = task.ranker.n_prompts
             load_or_make(folder / f"{_file_name(self.name)}.safetensors", self._about(), self._load,
                          lambda: self._fit(task, folder))  # fmt: skip
+        self.n_prompts_reused = self.n_prompts_fit - (task.ranker.n_prompts - n_before)
         return self._rank
 
     def n_calls(self, task: Task, n_users: int) -> int:
@@ -88,7 +94,7 @@ class Policy(PromptMethod):
         module = self.module
         n_learners = len(task.data.episodes("train")) * module.n_steps * self.max_epochs
         n_checks = len(task.data.episodes("validation")) * (
-            module.n_steps * self.max_epochs + module.n_static_prompts
+            module.n_steps * self.max_epochs + module.n_static_asked
         )
         return n_learners + n_checks + n_users * module.n_steps
 
@@ -111,8 +117,9 @@ class Policy(PromptMethod):
         users.batch_size = self.batch_size
         with TemporaryDirectory(dir=folder, prefix=".fit") as temp:
             best = ModelCheckpoint(temp, filename="best", monitor=MONITOR, mode="max")
+            n_before = task.ranker.n_prompts
             trainer = Trainer(
-                accelerator="auto",
+                accelerator=self._accelerator(task),
                 devices=1,
                 max_epochs=self.max_epochs,
                 logger=TensorBoardLogger(
@@ -127,11 +134,19 @@ class Policy(PromptMethod):
             trainer.fit(self.module, users)
             kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         state: Mapping[str, Tensor] = kept["state_dict"]
-        return {name: weight.contiguous() for name, weight in state.items()}
+        count = {N_PROMPTS: torch.tensor(task.ranker.n_prompts - n_before)}
+        return {name: weight.contiguous() for name, weight in state.items()} | count
+
+    def _accelerator(self, task: Task) -> Any:
+        """That of the comparison's trainer, if there is one."""
+        outer = task.data.trainer
+        return "auto" if outer is None else outer.accelerator
 
     def _load(self, state: Mapping[str, Tensor]) -> RPPModule:
+        weights = dict(state)
+        self.n_prompts_fit = int(weights.pop(N_PROMPTS))
         try:
-            self.module.load_state_dict(state)
+            self.module.load_state_dict(weights)
         except RuntimeError as error:  # other layers than ours
             raise InputError(f"the weights of {self.name} do not fit") from error
         return self.module.eval()

@@ -61,5 +61,11 @@ LASTFM: dict[str, Figures] = {
     "RPP, format alone": (0.83, 0.86, 0.89),
 }
 
+PAPER = (
+    "paper: what the publication reports, with LLaMA-2-7B-chat, other users and other candidates:"
+    " to look at, not to test against."
+)
+"""Stands below a table that shows them."""
+
 PUBLISHED = {"ml-1m": ML_1M, "games": GAMES, "lastfm": LASTFM}
 """By name of the data set and of the method."""

@@ -23,7 +23,7 @@ from rpp import charts
 from rpp.comparison.controls import CHECKED
 from rpp.comparison.module import Comparison, Cost
 from rpp.comparison.policy import Policy
-from rpp.comparison.published import PUBLISHED, Figures
+from rpp.comparison.published import PAPER, PUBLISHED, Figures
 from rpp.llms.base import LanguageModelStop
 from rpp.metrics import (
     CHANCE,
@@ -41,6 +41,9 @@ from rpp.types import final_scoring
 
 ORACLE = " (oracle)"
 """Stands behind the name of a method that looks at the test targets."""
+
+UNFINISHED = "unfinished"
+"""Subfolder of the table of a run that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def rows(comparison: Comparison, ranks: Mapping[str, Tensor], data_name: str) ->
         data_name: Whose published figures to set beside.
     """
     reference = ranks.get(comparison.reference)
+    # the paper's users had ten candidates
+    published = PUBLISHED.get(data_name, {}) if len(comparison.users[0].candidates) == 10 else {}
     table = []
     for result in comparison.results:
         name = result.method.name
@@ -94,7 +99,7 @@ def rows(comparison: Comparison, ranks: Mapping[str, Tensor], data_name: str) ->
                 None if result.valid is None else result.cost,
                 result.cost.seconds,
                 result.valid,
-                PUBLISHED.get(data_name, {}).get(name),
+                published.get(name),
             )
         )
     return table
@@ -104,20 +109,28 @@ class ComparisonReport(Callback):
     """Prints the table and writes it with all that explains it.
 
     Args:
-        folder: Where ``comparison.{csv,json,md,html}`` and the charts go.
+        folder: Where ``comparison.{csv,json,md,html}`` and the charts go; those of a run that was
+            stopped go to ``unfinished`` in it.
     """
 
     def __init__(self, folder: str = "results/comparison") -> None:
         self.folder = Path(folder)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Report the methods that were through before a budget or the user ended the run."""
-        ended = isinstance(exception, LanguageModelStop | KeyboardInterrupt)
-        if ended and trainer.testing and pl_module.results:
-            self.on_test_end(trainer, pl_module)
+        """Report the methods that were through before a budget or the user ended the run.
+
+        What is whole of an earlier run stays. An interrupted fit inside the comparison ends as
+        ``SystemExit``.
+        """
+        ended = isinstance(exception, LanguageModelStop | KeyboardInterrupt | SystemExit)
+        if ended and trainer.testing:
+            self._report(trainer, pl_module, self.folder / UNFINISHED)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print and write."""
+        self._report(trainer, pl_module, self.folder)
+
+    def _report(self, trainer: Trainer, pl_module: Any, folder: Path) -> None:
         if not isinstance(pl_module, Comparison) or not pl_module.results:
             return
         data = trainer.datamodule.summary  # type: ignore[attr-defined]
@@ -127,15 +140,17 @@ class ComparisonReport(Callback):
         title = f"{data['settings']['name']}, {n_users} test users, {n_candidates} candidates"
         frame = as_frame(table, n_candidates)
         notes = _notes(pl_module, n_candidates)
+        if any(row.published for row in table):
+            notes.append(PAPER)
         console = Console(highlight=False, soft_wrap=True)
         for each in _rich_tables(table, title, n_candidates, pl_module.reference):
             console.print(each)
         console.print("\n".join(notes), markup=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        frame.write_csv(self.folder / "comparison.csv")
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.write_csv(folder / "comparison.csv")
         figures = _figures(pl_module, ranks, table, n_candidates)
         for name, figure in figures.items():
-            figure.savefig(self.folder / f"{name}.png", dpi=110, bbox_inches="tight")
+            figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
         header, cells = _cells(table, n_candidates)
         markdown = "\n".join(
             [
@@ -146,10 +161,10 @@ class ComparisonReport(Callback):
                 *(f"- {note}" for note in notes),
             ]
         )
-        (self.folder / "comparison.md").write_text(markdown + "\n", encoding="utf-8")
+        (folder / "comparison.md").write_text(markdown + "\n", encoding="utf-8")
         pictures = {name: _data_uri(figure) for name, figure in figures.items()}
         page = PAGE.render(title=title, header=header, cells=cells, notes=notes, pictures=pictures)
-        (self.folder / "comparison.html").write_text(page, encoding="utf-8")
+        (folder / "comparison.html").write_text(page, encoding="utf-8")
         record = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "data": data,
@@ -160,13 +175,12 @@ class ComparisonReport(Callback):
                 for name, ranks in pl_module.control_ranks.items()
             },
             "not_run": pl_module.not_run,
-            "language_model": pl_module.task.ranker.llm.fingerprint,
-            "decoding": pl_module.task.ranker.decoding,
-            "display": asdict(pl_module.task.ranker.display),
+            "not_reached": pl_module.not_reached,
+            "environment": pl_module.task.ranker.settings,
             "seed": pl_module.seed,
         }
-        (self.folder / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
-        console.print(f"Written to {self.folder}", markup=False)
+        (folder / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
+        console.print(f"Written to {folder}", markup=False)
 
 
 def as_frame(table: Sequence[Row], n_candidates: int) -> pl.DataFrame:
@@ -302,7 +316,10 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
         for name, n in missing.items()
         if n
     ]
-    return notes + [f"Left out: {name}: {why}." for name, why in comparison.not_run.items()]
+    notes += [f"Left out: {name}: {why}." for name, why in comparison.not_run.items()]
+    if comparison.not_reached:
+        notes.append(f"Stopped before these had ranked: {', '.join(comparison.not_reached)}.")
+    return notes
 
 
 def _figures(

@@ -120,10 +120,6 @@ class CollaborativeVectors:
         """Width of the vectors."""
         return self.users.shape[1]
 
-    def for_user(self, user: int, history: Sequence[int]) -> Tensor:
-        """Vector of one user, shape ``(dim,)``; see :meth:`for_users`."""
-        return self.for_users([user], [history])[0]
-
     def for_users(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
         """First state of a batch of users, shape ``(B, dim)``.
 

@@ -18,7 +18,7 @@ from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_summary, load_titles
 from rpp.data.shares import SharedBatches
-from rpp.types import SPLITS, Episode, Item, Split
+from rpp.types import SPLITS, Episode, InputError, Item, Split
 
 
 class EpisodeDataModule(LightningDataModule):
@@ -67,6 +67,8 @@ class EpisodeDataModule(LightningDataModule):
         lightgcn: LightGCNSettings = LightGCNSettings(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.batch_size is {batch_size}: at least 1 is needed")
         self.settings = DataSettings(
             name, raw_dir, min_interactions, n_candidates, candidates, order,
             n_train_users, n_validation_users, n_test_users, years, seed, custom,

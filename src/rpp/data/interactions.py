@@ -83,12 +83,6 @@ def load_titles(folder: Path) -> list[str]:
     return table[TITLE].to_list()
 
 
-def load_training_counts(folder: Path) -> NDArray[np.int64]:
-    """Number of training interactions of each item, shape ``(n_items,)``."""
-    table = scan_table(folder, ITEMS_FILE).select(ITEM, N_TRAIN).sort(ITEM).collect()
-    return table[N_TRAIN].to_numpy().astype(np.int64)
-
-
 def load_training_pairs(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training interactions: users and items, row by row, each user's oldest first.
 

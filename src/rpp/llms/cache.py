@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from rpp.assets import cache_dir
+from rpp.types import InputError
 
 FILE = "replies.sqlite"
 
@@ -36,17 +37,25 @@ class ReplyCache:
         folder: Where ``replies.sqlite`` lies; ``None`` keeps it in memory for this run.
         max_gb: Size, in 10^9 bytes, above which the values not used for longest are dropped;
             ``None`` is without limit.
+
+    Raises:
+        InputError: If the folder cannot be used.
     """
 
     def __init__(self, folder: str | Path | None, max_gb: float | None = None) -> None:
         self.path = None if folder is None else Path(folder) / FILE
         self.max_bytes = None if max_gb is None else int(max_gb * 1e9)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise InputError(
+                f"the reply cache {self.path} cannot be used ({error}): set environment.cache_dir"
+                " to a folder that can be written to, or to null"
+            ) from error
         except sqlite3.DatabaseError as error:
-            if self.path is None or isinstance(error, sqlite3.OperationalError):
+            if self.path is None:
                 raise
             aside = self.path.with_suffix(".corrupt")
             os.replace(self.path, aside)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -17,6 +18,34 @@ CHUNK = 64
 """Prompts sent at once to a model that takes batches; kept before the next are sent."""
 
 
+@dataclass
+class Meter:
+    """What the language models of a run have cost together.
+
+    Attributes:
+        max_calls: Calls after which the run ends; answers from the cache are free.
+        n_calls: Prompts the models were asked.
+        n_hits: Prompts whose answer was in the cache.
+        models: The models.
+    """
+
+    max_calls: int | None = None
+    n_calls: int = 0
+    n_hits: int = 0
+    models: list[LanguageModel] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> Usage:
+        """Tokens read and written, cached answers not counted."""
+        used = [model.usage for model in self.models]
+        return Usage(sum(u.prompt_tokens for u in used), sum(u.reply_tokens for u in used))
+
+    @property
+    def money(self) -> float:
+        """Price of these tokens; 0 where none is given."""
+        return sum(model.money(model.usage) for model in self.models)
+
+
 class CachedLanguageModel(LanguageModel):
     """A language model that is asked only what it has not answered before.
 
@@ -25,28 +54,25 @@ class CachedLanguageModel(LanguageModel):
     Args:
         model: The model to ask.
         cache: Where its answers are kept.
-        max_calls: Calls after which the run ends; answers from the cache are free.
+        meter: Counts the calls and limits them; by default one of its own, without limit.
     """
 
-    def __init__(
-        self, model: LanguageModel, cache: ReplyCache, max_calls: int | None = None
-    ) -> None:
+    def __init__(self, model: LanguageModel, cache: ReplyCache, meter: Meter | None = None) -> None:
         super().__init__()
         self.model = model
         self.cache = cache
-        self.max_calls = max_calls
-        self.n_calls = 0
-        self.n_hits = 0
+        self.meter = Meter() if meter is None else meter
+        if model not in self.meter.models:
+            self.meter.models.append(model)
+
+    def beside(self, model: LanguageModel) -> CachedLanguageModel:
+        """Another model with the same cache, count and limit."""
+        return CachedLanguageModel(model, self.cache, self.meter)
 
     @property
     def fingerprint(self) -> str:
         """That of the model."""
         return self.model.fingerprint
-
-    @property
-    def tokens(self) -> Usage:
-        """Tokens the model has read and written, cached answers not counted."""
-        return self.model.usage
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Answer every prompt, from the cache where it is known."""
@@ -132,19 +158,20 @@ class CachedLanguageModel(LanguageModel):
         """Answers in the order of ``keys``; asks for unknown ones, similar prompts together.
 
         Raises:
-            LanguageModelStop: If the model will answer no more, or ``max_calls`` is reached;
-                what was answered until then is kept.
+            LanguageModelStop: If the model will answer no more, or the limit is reached; what was
+                answered until then is kept.
         """
         known: dict[str, Any] = self.cache.get(keys)
         first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         rows = sorted(first.values(), key=lambda row: prompts[row])
-        self.n_hits += len(keys) - len(rows)
-        n_left = len(rows) if self.max_calls is None else self.max_calls - self.n_calls
+        meter = self.meter
+        meter.n_hits += len(keys) - len(rows)
+        n_left = len(rows) if meter.max_calls is None else meter.max_calls - meter.n_calls
         for fresh in self._ask(rows[:n_left], keys, ask):
             known.update(fresh)
         if n_left < len(rows):
             raise LanguageModelStop(
-                f"environment.max_calls: {self.max_calls} calls to the language model are made"
+                f"environment.max_calls: {meter.max_calls} calls to the language model are made"
             )
         return [known[key] for key in keys]
 
@@ -174,7 +201,7 @@ class CachedLanguageModel(LanguageModel):
         ):
             try:
                 for fresh in (pool.map if several else map)(answer, chunks):
-                    self.n_calls += len(fresh)
+                    self.meter.n_calls += len(fresh)
                     bar.update(len(fresh))
                     yield fresh
                     for value in fresh.values():

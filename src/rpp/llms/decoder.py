@@ -140,7 +140,7 @@ class Decoder:
     def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden)
         chosen = logits.gather(1, tokens[:, None]).squeeze(1)
-        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).double().cpu()
+        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).cpu().double()
         return log_probs
 
     def logits(self, hidden: Tensor) -> Tensor:

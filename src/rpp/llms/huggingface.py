@@ -280,6 +280,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         heads: Sequence[list[int]],
         tails: Sequence[Sequence[list[int]]],
         work: Callable[[Batch], None],
+        answers: list[Any],
         room: int = 0,
     ) -> None:
         """Work through prompts in batches that fit the memory; halve those that do not after all.
@@ -288,6 +289,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             heads: Tokens of each prompt.
             tails: Tokens that follow it, each on its own; ``[[]]`` for none.
             work: Handles a batch.
+            answers: One place per prompt; it gets an error where there is no memory for a prompt.
             room: Tokens that may be written after each prompt.
         """
         waiting = plan(
@@ -300,9 +302,11 @@ class HuggingFaceLanguageModel(LanguageModel):
                 work(batch)
             except torch.OutOfMemoryError as error:
                 halves = batch.halves()
-                if len(halves) == 1:
-                    raise _out_of_memory(error) from error
-                waiting[:0] = halves
+                if len(halves) > 1:
+                    waiting[:0] = halves
+                    continue
+                for row in batch.rows:
+                    answers[row] = _out_of_memory(error)
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Free text, greedy or sampled; a reply does not depend on the batch it was made in."""
@@ -339,7 +343,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             for row, text in zip(rows, texts, strict=True):
                 replies[row] = text
 
-        self._run(heads, [[[]]] * len(heads), work, self.max_new_tokens)
+        self._run(heads, [[[]]] * len(heads), work, replies, self.max_new_tokens)
         self.usage.prompt_tokens += sum(map(len, heads))
         return replies
 
@@ -361,7 +365,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                 replies[row] = "\n".join(options[row][k] for k in state.order)
 
         longest = max((sum(map(len, each)) for each in lines), default=0)
-        self._run(heads, [[[]]] * len(heads), work, longest)
+        self._run(heads, [[[]]] * len(heads), work, replies, longest)
         self.usage.prompt_tokens += sum(map(len, heads))
         return replies
 
@@ -402,7 +406,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                 del found[: len(tails[row])]
 
         # nothing follows the last token of a continuation, so it need not pass
-        self._run(heads, [[tail[:-1] for tail in row] for row in tails], work)
+        self._run(heads, [[tail[:-1] for tail in row] for row in tails], work, scores)
         self.usage.prompt_tokens += sum(
             len(head) + sum(len(tail) - 1 for tail in row)
             for head, row in zip(heads, tails, strict=True)

@@ -71,6 +71,8 @@ def plan(
     if share:
         sizes = [len(h) + sum(map(len, row)) for h, row in zip(heads, tails, strict=True)]
         widest = CPU_PASS if on_cpu else 4 * CPU_PASS
+        while widest > 1 and decoder.n_bytes(widest, 1) > max_bytes:
+            widest //= 2
         groups = group(heads, sizes, pair_cost=decoder.pair_cost, max_size=widest)
     trees = []
     for rows in groups:

@@ -67,7 +67,7 @@ def draw_instruction(
         seen: Items the user has a training interaction with: never a negative.
         patterns: The sentences to draw from.
         rng: Source of randomness.
-        n_candidates: Target and negatives.
+        n_candidates: Target and negatives; fewer where the catalogue has no more.
         max_history: Longest history shown; the length is drawn from 1 to this.
         display: Packed histories if the candidates are not shown (the default), else rankings by
             title or identifier.
@@ -77,7 +77,7 @@ def draw_instruction(
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
     at = len(stretch) - 1 if display.show_candidates else n_history
     best_first = [stretch[at], *draw_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
-    order = [int(k) for k in rng.permutation(n_candidates)]
+    order = [int(k) for k in rng.permutation(len(best_first))]
     episode = Episode(
         user=0,
         history=tuple(stretch[at - n_history : at]),
@@ -92,7 +92,7 @@ def draw_instruction(
     elif display.answer == "titles":
         lines = [f" {item.title}" for item in best_first]
     else:
-        lines = [identifier(order.index(k)) for k in range(n_candidates)]
+        lines = [identifier(order.index(k)) for k in range(len(best_first))]
     output, output_spans = _reply(lines, numbered=display.answer == "titles")
     learnt = () if display.show_candidates else _history_spans(prompt, episode.history)
     return Instruction(

@@ -13,8 +13,10 @@ Left open by the paper and chosen here: rank, layers, learning rate and everythi
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -265,16 +267,34 @@ class RankingAdapter(LightningModule):
         best = max((point["ndcg@10"] for point in self.curve), default=0.0)
         self.curve.append({"sequences": self.n_sequences, "ndcg@10": reached})
         if reached > best and self.trainer.is_global_zero:
-            self._export(ranks)
+            self._export(ranks, is_first=len(self.curve) == 1)
 
-    def _export(self, ranks: Tensor) -> None:
+    def _export(self, ranks: Tensor, *, is_first: bool) -> None:
+        """Keep the adapter; one of an earlier fit is put aside as ``NAME.previous``.
+
+        It is written beside its place and put there whole: it may be in use.
+        """
+        place = self.adapter_dir
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as temp:
+            fresh, former = Path(temp, "fresh"), Path(temp, "former")
+            self._write(fresh, ranks)
+            if is_first:
+                former = place.with_name(f"{place.name}.previous")
+                if place.exists():
+                    shutil.rmtree(former, ignore_errors=True)
+            if place.exists():
+                place.rename(former)
+            fresh.rename(place)
+
+    def _write(self, folder: Path, ranks: Tensor) -> None:
         """Write the adapter in peft's format, in half precision, and what it is."""
         state = {
             name: weight.detach().to(torch.bfloat16)
             for name, weight in self.network.state_dict().items()
             if "lora_" in name
         }
-        self.network.save_pretrained(str(self.adapter_dir), state_dict=state)
+        self.network.save_pretrained(str(folder), state_dict=state)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         about = {
             "base_model": self.llm.model_name,
@@ -290,8 +310,8 @@ class RankingAdapter(LightningModule):
             },
             "curve": self.curve,
         }
-        (self.adapter_dir / "tuning.json").write_text(json.dumps(about, indent=2) + "\n")
-        (self.adapter_dir / "README.md").write_text(CARD.format(**about), encoding="utf-8")
+        (folder / "tuning.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "README.md").write_text(CARD.format(**about), encoding="utf-8")
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -303,6 +323,12 @@ class RankingAdapter(LightningModule):
         checkpoint["tuning"] = {"curve": self.curve, "n_sequences": self.n_sequences}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting.
+
+        Raises:
+            InputError: If the checkpoint is not of a tuned adapter.
+        """
+        if "tuning" not in checkpoint:
+            raise InputError("this checkpoint was not written by RankingAdapter: fit one first")
         self.curve = checkpoint["tuning"]["curve"]
         self.n_sequences = checkpoint["tuning"]["n_sequences"]
