@@ -16,8 +16,9 @@ import pytest
 from contracts import LanguageModelContract
 
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
-from rpp.llms.cache import ReplyCache, main
+from rpp.llms.cache import FILE, ReplyCache, main
 from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
+from rpp.types import InputError
 
 
 class Recorder(ScriptedLanguageModel):
@@ -307,6 +308,28 @@ def test_waits_for_a_writer_instead_of_failing(tmp_path):
     cache.put({"b": 2})
     assert cache.get(["a", "b"]) == {"b": 2}
     other.close()
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "taken" / FILE).mkdir(parents=True)
+    for folder in (tmp_path / "file", tmp_path / "file/below", tmp_path / "taken"):
+        with pytest.raises(InputError, match=f"{folder}.* set environment.cache_dir"):
+            ReplyCache(folder)
+
+
+def test_two_models_share_a_limit_and_a_count():
+    first = CachedLanguageModel(Recorder(), ReplyCache(None), Meter(3))
+    second = first.beside(Recorder(name="another"))
+    first.generate(["a", "b"])
+    second.generate(["a"])
+    assert (first.meter.n_calls, first.meter.tokens.prompt_tokens) == (
+        3,
+        first.model.usage.prompt_tokens + second.model.usage.prompt_tokens,
+    )
+    for llm in (first, second):
+        with pytest.raises(LanguageModelStop):
+            llm.generate(["c"])
 
 
 def test_calls_are_bounded_and_what_was_paid_is_kept():

@@ -384,6 +384,11 @@ def test_every_ablation_overlay(here, ablation):
         ("fit", ("--environment.decoding", "nonsense"), "nonsense"),
         ("fit", ("--environment.show_candidates", "false"), "needs the candidates in the prompt"),
         ("fit", ("--model.n_step", "3"), "n_step"),
+        ("fit", ("--model.n_steps", "0"), "model.n_steps is 0: at least 1 is needed"),
+        ("fit", ("--model.n_static_prompts", "0"), "model.n_static_prompts is 0"),
+        ("fit", ("--model.policy_seed", "-1"), "model.policy_seed is -1"),
+        ("fit", ("--model.n_candidates", "5"), "have 10 candidates and model.n_candidates is 5"),
+        ("fit", ("--data.batch_size", "0"), "data.batch_size is 0"),
         (
             "fit",
             ("--config", "conf/ablations/ppo_1.yaml", "--model.n_prompts", "1"),
@@ -564,4 +569,4 @@ def test_cells_of_the_papers_tables(
     main(["test", *options])
     record = json.loads((here / f"results/{run_name}/results.json").read_text())
     assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}
-    assert record["decoding"] == "generate"
+    assert record["environment"]["decoding"] == "generate"

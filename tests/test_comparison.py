@@ -363,9 +363,10 @@ class FitInterrupted(Fails):
             def training_step(self, batch, batch_idx):
                 raise KeyboardInterrupt
 
+        fit = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False).fit  # fmt: skip
         with torch.inference_mode(False), torch.enable_grad():
-            Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-                    enable_progress_bar=False, enable_model_summary=False).fit(Impatient())  # fmt: skip
+            fit(Impatient())
 
 
 @pytest.mark.parametrize("method", [Interrupted, FitInterrupted])

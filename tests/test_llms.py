@@ -18,6 +18,7 @@ from rpp.llms.base import LanguageModel, LanguageModelError
 from rpp.llms.huggingface import ALPACA, HuggingFaceLanguageModel
 from rpp.llms.lines import Lines
 from rpp.llms.noise import GumbelNoise
+from rpp.llms.plan import plan
 from rpp.types import InputError
 
 LETTERS = tuple("ABCDEFGHIJ")
@@ -359,8 +360,36 @@ def test_out_of_memory_names_the_remedy(make, monkeypatch):
         lambda: llm.permute(["a"], [["A", "B"]]),
         lambda: llm.score(["a"], [["A"]]),
     ):
-        with pytest.raises(LanguageModelError, match="use a quantised or smaller model"):
-            ask()
+        (failure,) = ask()
+        assert isinstance(failure, LanguageModelError)
+        assert "use a quantised or smaller model" in str(failure)
+
+
+def test_a_prompt_without_room_costs_no_other(llm, make, monkeypatch):
+    small = make()
+    decoder = small.decoder
+    prompts = ["a", "words " * 40, "b"]
+    longest = len(small.encode(prompts[1]))
+    whole = decoder._pass
+
+    def limited(trees, cache):
+        return full() if max(map(len, trees)) >= longest - 1 else whole(trees, cache)
+
+    monkeypatch.setattr(decoder, "_pass", limited)
+    replies = small.generate(prompts)
+    assert isinstance(replies[1], LanguageModelError)
+    assert replies[::2] == llm.generate(prompts[::2])
+
+
+def test_a_shared_tree_is_no_larger_than_the_memory(make):
+    llm = make()
+    llm.decoder.pair_cost = 0.0
+    heads = [llm.encode(prompt) for prompt in grid()]
+    for room in (10**9, llm.decoder.n_bytes(2 * max(map(len, heads)), 1)):
+        planned = plan(llm.decoder, heads, [[[]]] * len(heads), room=0, max_bytes=room, share=True)
+        widths = [len(tree) for batch in planned for trees in batch.passes for tree in trees]
+        assert llm.decoder.n_bytes(max(widths), 1) <= room
+        assert sorted(row for batch in planned for row in batch.rows) == [*range(len(heads))]
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(llm, make, monkeypatch):

@@ -16,6 +16,7 @@ from rpp.types import Episode, InputError, Item
 
 FILMS = ("Heat", "Casino", "Ronin", "The Matrix")
 NUMBERS = ("1984", "12 Angry Men", "10", "Seven", "2001: A Space Odyssey", "300")
+INITIALS = ("L.A. Confidential", "X-Men", "Titanic", "R.E.M. Live")
 SHORT = ("It", "Up", "M", "E.T.")
 NESTED = ("Star Wars", "Star Wars: The Empire Strikes Back", "Alien", "Aliens", "Toy Story 2")
 DATED = ("Toy Story (1995)", "Alien (1979)", "Heat (1995)")
@@ -57,6 +58,8 @@ def read(titles, reply, identifiers=False):
         (FILMS, " \n\n***\n---\n", [], 0),
         (FILMS, "1. Heat\r\n2. Casino\r\n", [0, 1], 0),
         (SHORT, "1. It\n2. **Up**\n3. M", [0, 1, 2], 0),
+        (INITIALS, "X-Men\nTitanic\nL.A. Confidential\nR.E.M. Live", [1, 2, 0, 3], 0),
+        (INITIALS, "A. X-Men\nB. L.A. Confidential", [1, 0], 0),
         (SHORT, "It is hard to say what is Up", [], 1),
         (SHORT, "1. It (2017)\n2. Up - balloons\n3. M (1931)", [0, 1, 2], 0),
         (SHORT, "M. Up", [1], 0),  # M is an identifier here

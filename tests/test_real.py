@@ -43,7 +43,7 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     record = json.loads((real / "results/ml-100k/results.json").read_text())
     assert record["counters"]["failed"] == 0
     assert record["counters"]["calls"] > 0
-    assert record["decoding"] == "likelihood"
+    assert record["environment"]["decoding"] == "likelihood"
     main(command("test", real))  # every reply is known by now
     again = json.loads((real / "results/ml-100k/results.json").read_text())
     assert again["counters"]["calls"] == 0

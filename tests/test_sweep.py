@@ -13,6 +13,7 @@ from test_cli import ROOT
 from test_cli import here as here
 
 from rpp import charts, sweep
+from rpp.llms.base import LanguageModelStop
 from rpp.metrics import METRICS, Interval
 from rpp.types import InputError
 
@@ -150,6 +151,38 @@ def test_other_settings_are_run_again(here, pretend, capsys):
     assert len(pretend.args) == 3
     sweep.main([*SMALL, "--methods", "[RPP]", "--again"])
     assert len(pretend.args) == 4
+
+
+def test_other_sentences_or_another_adapter_are_run_again(here, pretend, capsys):
+    """Also sentences that a patterns file is based on."""
+    (here / "p").mkdir()
+    (here / "p/more.yaml").write_text("based_on: base.yaml\n")
+    (here / "p/base.yaml").write_text("role: [one]\n")
+    (here / "adapter").mkdir()
+    (here / "adapter/adapter_config.json").write_text("{}")
+    (here / "adapter/adapter_model.safetensors").write_bytes(b"1")
+    (here / "base.yaml").write_text("model: {patterns: p/more.yaml, llm: [adapter, x]}\n")
+    sweep.main(SMALL)
+    sweep.main(SMALL)
+    assert len(pretend.args) == 1
+    (here / "p/base.yaml").write_text("role: [two]\n")
+    sweep.main(SMALL)
+    (here / "adapter/adapter_model.safetensors").write_bytes(b"2")
+    sweep.main(SMALL)
+    assert len(pretend.args) == 3
+
+
+def test_a_spent_budget_ends_a_sweep(pretend, monkeypatch):
+    """No other value would get past it."""
+
+    def run(args):
+        pretend.args.append(args)
+        raise SystemExit(2) from LanguageModelStop("no money left")
+
+    monkeypatch.setattr(sweep, "run", run)
+    with pytest.raises(SystemExit):
+        sweep.run_sweep(sweep.Sweep("x", "seed_everything", [1, 2], ["RPP"], "seed", ["base.yaml"]))
+    assert len(pretend.args) == 1
 
 
 def test_a_value_without_all_methods_is_shown_and_run_again(here, pretend, capsys):

@@ -278,6 +278,11 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     assert all("lora_" in name for name in weights)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(wide_llm_folder)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".adapter")]
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(adapter(), datamodule=data)
+    former = load_file(tmp_path / "adapter.previous/adapter_model.safetensors")
+    assert all(torch.equal(former[name], weight) for name, weight in weights.items())
+    folder = tmp_path / "adapter.previous"
     tuned = HuggingFaceLanguageModel(str(wide_llm_folder), dtype="float32", adapter=str(folder))
     plain = HuggingFaceLanguageModel(str(wide_llm_folder), dtype="float32")
     episodes = data.episodes("validation")
@@ -333,6 +338,18 @@ def test_the_papers_alpaca(here):
     assert made.model.lora.target_modules == {"q_proj", "v_proj"}
     assert made.datamodule.display.show_candidates
     assert made.datamodule.batch_size * made.trainer.accumulate_grad_batches == 128
+
+
+def test_a_checkpoint_of_something_else(adapter):
+    with pytest.raises(InputError, match="not written by RankingAdapter"):
+        adapter().on_load_checkpoint({"rpp": {}})
+
+
+def test_a_catalogue_smaller_than_the_list():
+    few = CATALOGUE[:6]
+    made = draw_instruction(few[:3], few, {0, 1, 2}, PATTERNS, np.random.default_rng(0),
+                            n_candidates=10, display=Display(answer="identifiers"))  # fmt: skip
+    assert len(made.candidates) == 4
 
 
 def test_an_adapter_to_start_from_that_is_not_there(here, capsys):

@@ -113,10 +113,14 @@ class RPPModule(LightningModule):
         n_sentences: int | None = None,
     ) -> None:
         super().__init__()
-        least = {"n_candidates": (n_candidates, 2), "n_steps": (n_steps, 1),
-                 "n_step_return": (n_step_return, 1), "hidden_dim": (hidden_dim, 1),
-                 "policy_seed": (policy_seed, 0), "n_static_prompts": (n_static_prompts, 1)}  # fmt: skip
-        for name, (given, smallest) in least.items():
+        for name, given, smallest in (
+            ("n_candidates", n_candidates, 2),
+            ("n_steps", n_steps, 1),
+            ("n_step_return", n_step_return, 1),
+            ("hidden_dim", hidden_dim, 1),
+            ("policy_seed", policy_seed, 0),
+            ("n_static_prompts", n_static_prompts, 1),
+        ):
             if given < smallest:
                 raise InputError(f"model.{name} is {given}: at least {smallest} is needed")
         self.automatic_optimization = False

@@ -249,8 +249,10 @@ class Comparison(LightningModule):
     @property
     def complete(self) -> bool:
         """Whether every method ranked every user; if not, another run may add what is missing."""
-        return not self.not_run and not self.not_reached and not any(
-            ranking.failed for result in self.results for ranking in result.rankings
+        return (
+            not self.not_run
+            and not self.not_reached
+            and not any(ranking.failed for result in self.results for ranking in result.rankings)
         )
 
     def target_ranks(self) -> dict[str, Tensor]:
