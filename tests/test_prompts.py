@@ -395,3 +395,13 @@ def test_the_first_of_a_file_without_a_manual_prompt(patterns):
     assert patterns.first(1).role == patterns.role[:1]
     with pytest.raises(InputError, match="n_sentences is 0: keep at least 1"):
         patterns.first(0)
+
+
+def test_history_lengths_of_ones_own_take_the_place_of_the_files():
+    patterns = load_patterns("conf/patterns/movies.yaml").with_lengths([1, 20])
+    assert patterns.n_actions == (3, 2, 9, 5)
+    assert patterns.history.next_length(7, 1) == 20
+    assert patterns.fingerprint != load_patterns("conf/patterns/movies.yaml").fingerprint
+    for wrong in ([], [0]):
+        with pytest.raises(InputError, match="history"):
+            patterns.with_lengths(wrong)

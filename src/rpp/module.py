@@ -85,6 +85,9 @@ class RPPModule(LightningModule):
             does not know their order (the paper's ablation RPP-pool, Table 8).
         n_sentences: Sentences of role, reasoning and format to choose from: the first ones and
             that of the section ``manual``. ``null``: all of the file.
+        history_lengths: Absolute history lengths to choose from in every step. ``null``: what the
+            patterns file has; the paper adds 0 to 2 interactions a step to a single one, for which
+            an episode needs many steps.
     """
 
     inference_steps: Tensor
@@ -111,6 +114,7 @@ class RPPModule(LightningModule):
         learn: list[str] | None = None,
         pooling: Pooling = "gru",
         n_sentences: int | None = None,
+        history_lengths: list[int] | None = None,
     ) -> None:
         super().__init__()
         for name, given, smallest in (
@@ -128,6 +132,8 @@ class RPPModule(LightningModule):
         self.patterns = load_patterns(patterns)
         if n_sentences is not None:
             self.patterns = self.patterns.first(n_sentences)
+        if history_lengths is not None:
+            self.patterns = self.patterns.with_lengths(history_lengths)
         if learn is not None:
             self.patterns = self.patterns.learning(learn)
         self.n_candidates = n_candidates
@@ -618,7 +624,8 @@ class RPPModule(LightningModule):
         ours = self.belonging
         for key, remedy in {
             "data set": "use the data settings it was trained with",
-            "patterns": "use its training's patterns file, unchanged, model.learn and n_sentences",
+            "patterns": "use its training's patterns file, unchanged, and its model.learn, n_sentences,"
+            " history_lengths",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
             "prompt encoding": "set model.init_args.prompt_encoding to the other value",
             "learner": "set model.class_path and n_prompts as in its training",

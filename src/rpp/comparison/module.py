@@ -104,6 +104,7 @@ class Comparison(LightningModule):
         seed: Of what prompt methods draw.
         n_sentences: Sentences of role, reasoning and format that prompts are made of: the first
             ones and that of the section ``manual``. ``null``: all of the file.
+        history_lengths: History lengths that prompts are made of. ``null``: those of the file.
         only: Names of the methods to run. ``null``: all of them.
     """
 
@@ -118,12 +119,15 @@ class Comparison(LightningModule):
         reference: str = "best of 64 static",
         seed: int = 0,
         n_sentences: int | None = None,
+        history_lengths: list[int] | None = None,
         only: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.patterns = load_patterns(patterns)
         if n_sentences is not None:
             self.patterns = self.patterns.first(n_sentences)
+        if history_lengths is not None:
+            self.patterns = self.patterns.with_lengths(history_lengths)
         self.compared: list[Recommender | PromptMethod] = [*(recommenders or []), *(methods or [])]
         names = [each.name for each in self.compared]
         if not names:

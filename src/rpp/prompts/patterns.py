@@ -215,6 +215,14 @@ class Patterns:
             kept["manual"] = replace(self.manual, **numbers)
         return replace(self, **kept)
 
+    def with_lengths(self, lengths: Sequence[int]) -> Patterns:
+        """The same with absolute history lengths to choose from, whatever the file has.
+
+        Raises:
+            InputError: If there is none, or one that shows nothing.
+        """
+        return replace(self, history=HistoryPattern(self.history.start, lengths=tuple(lengths)))
+
     def check_profiles(self, profiles: Iterable[Mapping[str, str]], data_name: str) -> None:
         """Refuse a data set that does not know what the profile pattern tells.
 
