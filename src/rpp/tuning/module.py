@@ -295,6 +295,8 @@ class RankingAdapter(LightningModule):
             if "lora_" in name
         }
         self.network.save_pretrained(str(folder), state_dict=state)
+        for file in folder.glob("*.safetensors"):  # written for the owner alone; it may be shared
+            file.chmod(0o644)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         about = {
             "base_model": self.llm.model_name,
