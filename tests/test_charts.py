@@ -15,7 +15,7 @@ from rpp.types import InputError
 def test_a_run_is_drawn_from_its_tensorboard_files(tmp_path, monkeypatch):
     logger = TensorBoardLogger(tmp_path, name="run", default_hp_metric=False)
     users = MadeUpUsers(n_train=10, n_validation=5, n_test=5)
-    model = module(n_steps=2, n_static_prompts=1)
+    model = module(n_steps=2, n_static_prompts=2)
     run = trainer(
         tmp_path,
         environment(answers_at_random),

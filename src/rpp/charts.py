@@ -172,7 +172,7 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
     by_epoch, by_step, entropy = figure.subplots(1, 3)
     for label, tag in (("training users", "train/reward"), ("validation users", "val/ndcg@10")):
         by_epoch.plot(range(1, len(values(tag)) + 1), values(tag), marker="o", label=label)
-    for score in values("val/best_static_ndcg@10"):
+    for score in values("val/best_static_reward"):
         by_epoch.axhline(score, color="C1", linestyle=":", label="validation, best static prompt")
     by_epoch.set(title="reward by epoch", xlabel="epoch", ylabel="NDCG@10")
     for label, group in (("training", "train_reward_by_step"), ("validation", "val_ndcg_by_step")):

@@ -425,8 +425,7 @@ class RPPModule(LightningModule):
             scores = gather_rows(rewards).nanmean(0)
             best = int(scores.nan_to_num(-1).argmax())
             if self.logger is not None:
-                name = f"val/best_static_ndcg@{self.n_candidates}"
-                self.logger.log_metrics({name: float(scores[best])}, step=0)
+                self.logger.log_metrics({"val/best_static_reward": float(scores[best])}, step=0)
         self.static_actions.copy_(torch.tensor(drawn[best].actions))
         self.static_length.fill_(drawn[best].length)
 
