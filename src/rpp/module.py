@@ -623,8 +623,8 @@ class RPPModule(LightningModule):
         ours = self.belonging
         for key, remedy in {
             "data set": "use the data settings it was trained with",
-            "patterns": "use its training's patterns file, unchanged, and its model.learn, n_sentences,"
-            " history_lengths",
+            "patterns": "use its training's patterns file, unchanged, and likewise model.learn,"
+            " n_sentences and history_lengths",
             "prompt encoder": "set model.init_args.prompt_encoder to it",
             "prompt encoding": "set model.init_args.prompt_encoding to the other value",
             "learner": "set model.class_path and n_prompts as in its training",
