@@ -266,8 +266,12 @@ class RankingAdapter(LightningModule):
         reached = float(METRICS["ndcg@10"](ranks).nanmean())
         best = max((point["ndcg@10"] for point in self.curve), default=0.0)
         self.curve.append({"sequences": self.n_sequences, "ndcg@10": reached})
-        if reached > best and self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
+            return
+        if reached > best:
             self._export(ranks, is_first=len(self.curve) == 1)
+        else:
+            self._note_curve()
 
     def _export(self, ranks: Tensor, *, is_first: bool) -> None:
         """Keep the adapter; one of an earlier fit is put aside as ``NAME.previous``.
@@ -286,6 +290,13 @@ class RankingAdapter(LightningModule):
             if place.exists():
                 place.rename(former)
             fresh.rename(place)
+
+    def _note_curve(self) -> None:
+        """Tell beside the best adapter how tuning went on."""
+        path = self.adapter_dir / "tuning.json"
+        if path.is_file():
+            about = json.loads(path.read_text()) | {"curve": self.curve}
+            path.write_text(json.dumps(about, indent=2) + "\n")
 
     def _write(self, folder: Path, ranks: Tensor) -> None:
         """Write the adapter in peft's format, in half precision, and what it is."""
