@@ -129,11 +129,7 @@ class RPPModule(LightningModule):
                 raise InputError(f"model.{name} is {given}: at least {smallest} is needed")
         self.automatic_optimization = False
         self.patterns_file = patterns
-        self.patterns = load_patterns(patterns)
-        if n_sentences is not None:
-            self.patterns = self.patterns.first(n_sentences)
-        if history_lengths is not None:
-            self.patterns = self.patterns.with_lengths(history_lengths)
+        self.patterns = load_patterns(patterns, n_sentences, history_lengths)
         if learn is not None:
             self.patterns = self.patterns.learning(learn)
         self.n_candidates = n_candidates

@@ -123,11 +123,7 @@ class Comparison(LightningModule):
         only: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.patterns = load_patterns(patterns)
-        if n_sentences is not None:
-            self.patterns = self.patterns.first(n_sentences)
-        if history_lengths is not None:
-            self.patterns = self.patterns.with_lengths(history_lengths)
+        self.patterns = load_patterns(patterns, n_sentences, history_lengths)
         self.compared: list[Recommender | PromptMethod] = [*(recommenders or []), *(methods or [])]
         names = [each.name for each in self.compared]
         if not names:

@@ -237,8 +237,17 @@ class Patterns:
             )
 
 
-def load_patterns(path: str | Path) -> Patterns:
+def load_patterns(
+    path: str | Path,
+    n_sentences: int | None = None,
+    history_lengths: Sequence[int] | None = None,
+) -> Patterns:
     """Read a domain's patterns from YAML.
+
+    Args:
+        path: The file.
+        n_sentences: Sentences of each pattern at most, see :meth:`Patterns.first`.
+        history_lengths: History lengths in the place of the file's.
 
     Raises:
         InputError: If the file is missing or malformed, a key is unknown or missing, a pattern is
@@ -248,7 +257,7 @@ def load_patterns(path: str | Path) -> Patterns:
     content = parsed_with_base(path)
     try:
         given = keys(content, Patterns)
-        return Patterns(
+        patterns = Patterns(
             history_heading=text(given["history_heading"]),
             candidates_heading=text(given["candidates_heading"]),
             role=texts(given["role"]),
@@ -260,3 +269,6 @@ def load_patterns(path: str | Path) -> Patterns:
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if n_sentences is not None:
+        patterns = patterns.first(n_sentences)
+    return patterns if history_lengths is None else patterns.with_lengths(history_lengths)
