@@ -201,6 +201,18 @@ def test_a_refined_policy_needs_a_refiner_and_uses_it(users, tmp_path):
     assert any("Kindly rank them well" in p and "Here are 10" in p for p in prompts)
 
 
+def test_a_refined_policy_needs_as_many_prompts_when_its_weights_are_used_again(users, tmp_path):
+    needed = []
+    for _ in range(2):
+        mine = task(users)
+        refiner = Refiner(mine.ranker.llm, PATTERNS, "titles")
+        plus = policy(users, "RPP+", max_epochs=1, refined=True)
+        plus.learn(replace(mine, refiner=refiner))(users.episodes("test"))
+        needed.append(mine.ranker.n_prompts + plus.n_prompts_reused)
+    assert plus.n_prompts_reused == 20 * 2 + 20 * 2
+    assert needed[0] == needed[1]
+
+
 @pytest.mark.parametrize("options", [{"max_epochs": 0}, {"batch_size": 0}])
 def test_a_policy_refuses_to_learn_nothing(options):
     with pytest.raises(InputError, match="at least 1"):

@@ -83,6 +83,8 @@ class Policy(PromptMethod):
         folder.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
             self.module.build(task.data, torch.device("cpu"))
+            if self.module.refiner is not None:  # before the fit: reused weights need them too
+                _ = self.module.refiner.refinements
             n_before = task.ranker.n_prompts
             load_or_make(folder / f"{_file_name(self.name)}.safetensors", self._about(), self._load,
                          lambda: self._fit(task, folder))  # fmt: skip
