@@ -417,6 +417,41 @@ def grid(n_users=3, n_sentences=4):
     ]
 
 
+def test_prompts_of_one_tree_are_parted_where_there_is_no_memory_for_all(llm, make, monkeypatch):
+    small = make()
+    small.decoder.pair_cost = 0.0  # all prompts that begin alike are one tree
+    whole = small.decoder.prefill
+
+    def limited(passes, room, *, last):
+        n_texts = sum(len(tree.paths) for trees in passes for tree in trees)
+        return full() if n_texts > 2 else whole(passes, room, last=last)
+
+    monkeypatch.setattr(small.decoder, "prefill", limited)
+    prompts = grid(1, 7)
+    assert small.generate(prompts) == llm.generate(prompts)
+    options = [OPTIONS[0]] * len(prompts)
+    assert small.permute(prompts, options) == llm.permute(prompts, options)
+
+
+def test_a_tree_holds_no_more_prompts_than_have_room_to_be_answered(make, monkeypatch):
+    small = make(max_new_tokens=50)
+    small.decoder.pair_cost = 0.0
+    prompts = grid(1, 16)
+    longest = max(small.count_tokens(prompt) for prompt in prompts)
+    small.place(torch.device("cpu"), small.decoder.n_bytes(longest, 1, 4 * (longest + 50)) / 1e9)
+    sizes = []
+    whole = small.decoder.prefill
+
+    def watched(passes, room, *, last):
+        sizes.append(sum(len(tree.paths) for trees in passes for tree in trees))
+        return whole(passes, room, last=last)
+
+    monkeypatch.setattr(small.decoder, "prefill", watched)
+    small.generate(prompts)
+    assert sum(sizes) == 16
+    assert max(sizes) <= 4
+
+
 def test_shared_beginnings_are_computed_once_and_change_nothing(make, monkeypatch):
     shared, alone = make(), make(share_prefixes=False)
     nodes = {}

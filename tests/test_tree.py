@@ -78,13 +78,23 @@ def test_batches_hold_similar_sizes_and_every_tree_once():
     assert list(batches([], lambda width, trees: True)) == []
 
 
+def of_rows(rows):
+    tree = Tree()
+    for row in rows:
+        tree.add([9, row])
+    return tree
+
+
 def test_halving_a_batch_keeps_every_tree_and_its_rows():
     a, b, c = (Tree() for _ in range(3))
-    batch = Batch([[a, b], [c]], [[4], [1, 2], [0]])
+    batch = Batch([[a, b], [c]], [[4], [1, 2], [0]], build=of_rows)
     first, second = batch.halves()
     assert (first.passes, first.rows) == ([[a, b]], [4, 1, 2])
     assert (second.passes, second.rows) == ([[c]], [0])
     first, second = first.halves()
     assert (first.passes, first.rows) == ([[a]], [4])
     assert (second.passes, second.rows) == ([[b]], [1, 2])
-    assert first.halves() == [first]
+    assert first.halves() == []
+    first, second = second.halves()  # a tree of several prompts is built anew for each
+    assert (first.passes, first.rows) == ([[of_rows([1])]], [1])
+    assert (second.passes, second.rows) == ([[of_rows([2])]], [2])

@@ -358,11 +358,12 @@ class RPPModule(LightningModule):
         self.inference_steps.fill_(best + 1)
         for name, metric in METRICS.items():
             shown = name in ("ndcg@10", "hr@5")
-            score = metric(by_step[best]).nanmean().float()
+            # numbers, which are logged on the module's device: nccl takes no tensor on the CPU
+            score = float(metric(by_step[best]).nanmean())
             self.log(f"val/{name}", score, prog_bar=shown, sync_dist=True)
         self.log("val/inference_steps", float(best + 1), sync_dist=True)
         for step, score in enumerate(scores):
-            self.log(f"val_ndcg_by_step/{step:02d}", score.float(), sync_dist=True)
+            self.log(f"val_ndcg_by_step/{step:02d}", float(score), sync_dist=True)
 
     def n_calls(self, stage: Literal["fit", "test"]) -> int | None:
         """Largest number of calls to the language model; ``None`` without ``max_epochs``."""

@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from rpp.llms.base import LanguageModelError, LanguageModelStop
+from rpp.types import InputError
 
 Result = TypeVar("Result")
 
@@ -87,21 +88,33 @@ def ask_together(ask: Callable[[], Result]) -> Result:
     Otherwise the others would wait for it without end.
 
     Raises:
-        LanguageModelError: What one of the processes met, a :class:`LanguageModelStop` first.
+        InputError: What one of the processes met.
+        LanguageModelError: Likewise, a :class:`LanguageModelStop` first.
     """
     if alone():
         return ask()
-    error: LanguageModelError | None = None
+    error: Exception | None = None
     try:
         answer = ask()
-    except LanguageModelError as caught:
+    except Exception as caught:
         error = caught
-    own = None if error is None else [isinstance(error, LanguageModelStop), str(error)]
+    own = None if error is None else [_gravity(error), str(error)]
     met = [each for each in gather(own) if each is not None]
     if met:
-        stop, message = max(met)
-        raise (LanguageModelStop if stop else LanguageModelError)(message) from error
+        gravity, message = max(met)
+        raise _KINDS[gravity](message) from error
     return answer
+
+
+_KINDS = (RuntimeError, LanguageModelError, LanguageModelStop, InputError)
+"""What processes tell each other of, each kind before those that are graver or more special."""
+
+
+def _gravity(error: Exception) -> int:
+    """The place of an error's kind; a kind that is not named counts as the first."""
+    return max(
+        (place for place, kind in enumerate(_KINDS) if isinstance(error, kind)), default=0
+    )
 
 
 def _device() -> torch.device:

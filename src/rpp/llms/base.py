@@ -136,6 +136,10 @@ class LanguageModel(ABC):
         """What tokens cost, in the currency of the prices; 0 where nothing is paid for them."""
         return 0.0
 
+    def share(self, n_processes: int) -> None:
+        """Be one of so many learner processes, which keep to a part of every limit each."""
+        return
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text; an estimate where the model has no tokenizer at hand."""
         return len(text) // 4 + 1

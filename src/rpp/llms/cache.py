@@ -17,6 +17,7 @@ from threading import Lock
 from time import time
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 
 from rpp.assets import cache_dir
@@ -66,13 +67,26 @@ class ReplyCache:
                 stacklevel=2,
             )
             self._connection = self._open()
-        self._full = False
+        self._broken = False
         self._writing = Lock()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
         )
+        if self.path is None:
+            self._prepare(connection)
+            return connection
+        try:  # one process after the other: a change of the journal does not wait for a lock
+            with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    def _prepare(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
@@ -82,7 +96,6 @@ class ReplyCache:
         if "used" not in {row[1] for row in connection.execute("PRAGMA table_info(replies)")}:
             connection.execute("ALTER TABLE replies ADD COLUMN used INTEGER DEFAULT 0")
         connection.execute("SELECT key FROM replies LIMIT 1").fetchone()
-        return connection
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
         """Values of those keys that are known; they count as used now."""
@@ -91,10 +104,12 @@ class ReplyCache:
         for start in range(0, len(keys), 500):
             some = list(keys[start : start + 500])
             marks = ",".join("?" * len(some))
-            rows = self._connection.execute(
-                f"SELECT key, value, used FROM replies WHERE key IN ({marks})",  # noqa: S608
-                some,
-            ).fetchall()
+            query = f"SELECT key, value, used FROM replies WHERE key IN ({marks})"  # noqa: S608
+            try:
+                rows = self._connection.execute(query, some).fetchall()
+            except sqlite3.DatabaseError as error:
+                self._complain("read", error)
+                return known
             known.update((key, json.loads(value)) for key, value, _ in rows)
             stale = [(now, key) for key, _, used in rows if used < now - STALE]
             if stale:
@@ -103,12 +118,12 @@ class ReplyCache:
         return known
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Keep values; a full disk costs the cache, never the run."""
+        """Keep values; a full disk or a damaged file costs the cache, never the run."""
         now = int(time())
         rows = [(key, json.dumps(value), now) for key, value in values.items()]
         with self._writing:
             self._write("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", rows)
-            if self.max_bytes is not None and self.n_bytes > self.max_bytes:
+            if self.max_bytes is not None and not self._broken and self.n_bytes > self.max_bytes:
                 self._evict(self.max_bytes)
 
     def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -116,16 +131,20 @@ class ReplyCache:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(statement, rows)
             self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            if not self._full:
-                warnings.warn(
-                    f"reply cache {self.path} cannot be written ({error}): the run goes on, its"
-                    " replies are not kept",
-                    stacklevel=3,
-                )
-            self._full = True
+            self._complain("written", error)
+
+    def _complain(self, what: str, error: sqlite3.DatabaseError) -> None:
+        """Say once that the file is of no use any more."""
+        if not self._broken:
+            warnings.warn(
+                f"reply cache {self.path} cannot be {what} ({error}): the run goes on, its"
+                " replies are not kept",
+                stacklevel=4,
+            )
+        self._broken = True
 
     def _evict(self, max_bytes: int) -> None:
         """Drop the values not used for longest, a tenth more than need be.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -49,6 +49,12 @@ class Budget:
                 f"max_cost {self.max_cost:g} needs prompt_price and reply_price, the prices of a"
                 " million tokens"
             )
+
+    def part(self, n: int) -> Budget:
+        """One of ``n`` equal parts."""
+        tokens = None if self.max_total_tokens is None else self.max_total_tokens // n
+        cost = None if self.max_cost is None else self.max_cost / n
+        return replace(self, max_total_tokens=tokens, max_cost=cost)
 
     def cost(self, usage: Usage) -> float:
         r"""Money spent: :math:`(n_p c_p + n_r c_r) / 10^6`."""
@@ -132,6 +138,11 @@ class ChatClient:
     def _key(self) -> str | None:
         return os.environ.get(self.key_variable, "").strip() or None
 
+    @property
+    def _is_openai(self) -> bool:
+        host = "api.openai.com" if self.base_url is None else urlsplit(self.base_url).hostname or ""
+        return host == "api.openai.com" or host.endswith(".openai.azure.com")
+
     @cached_property
     def _client(self) -> openai.OpenAI:
         return openai.OpenAI(
@@ -153,14 +164,15 @@ class ChatClient:
             prompt: The user's message.
             max_tokens: Longest reply.
             extra: Fields of the request that OpenAI does not know.
-            options: Those it knows.
+            options: Those it knows; ``None`` leaves one out.
 
         Raises:
             LanguageModelError: If there is none after all repetitions.
             LanguageModelStop: If none is to be expected for any other prompt either.
         """
         # OpenAI's newer models refuse the name that every other server knows
-        limit = "max_completion_tokens" if self.base_url is None else "max_tokens"
+        limit = "max_completion_tokens" if self._is_openai else "max_tokens"
+        given = {name: value for name, value in options.items() if value is not None}
         problem = ""
         for _ in range(self.max_retries + 1):
             self.budget.check(self.usage)
@@ -169,7 +181,7 @@ class ChatClient:
                     model=self.model,
                     messages=[{"role": "user", "content": prompt}],
                     extra_body={limit: max_tokens, **extra},
-                    **options,
+                    **given,
                 )
                 choice: Choice = answer.choices[0]
                 text = choice.message.content
@@ -188,6 +200,12 @@ class ChatClient:
                 self.usage.reply_tokens += (used and used.completion_tokens) or len(text or "") // 4
             if text or choice.logprobs is not None:
                 return choice
+            if choice.finish_reason == "length":
+                raise LanguageModelError(
+                    f"the model spent its {max_tokens} tokens before it wrote a word, as models do"
+                    " that think first: raise max_new_tokens in environment.llm.init_args, or"
+                    " switch thinking off by extra, as conf/llm/server.yaml shows"
+                )
             problem = f"an empty reply (finish reason {choice.finish_reason!r})"
         raise LanguageModelError(f"the server sent {problem}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Decoder:
                 f"{config.model_type} has layers that are not attention, whose texts cannot be"
                 " computed together: serve it (vLLM, SGLang) and use conf/llm/server.yaml"
             )
+        self.window = _window(config)
         self.hidden = int(config.hidden_size)
         self.n_layers = int(config.num_hidden_layers)
         self.intermediate = int(getattr(config, "intermediate_size", 4 * self.hidden))
@@ -97,6 +99,8 @@ class Decoder:
 
     def _pass(self, trees: Sequence[Tree], cache: DynamicCache | None) -> Tensor:
         """Output of the decoder for every node, ``(B, N, D)``."""
+        if self.window is not None:
+            self._check_window(1 + max(depth for tree in trees for depth in tree.depths))
         batch = batch_trees(trees, self.pad, self.dtype)
         hidden: Tensor = self.network.get_decoder()(
             input_ids=batch.ids.to(self.device),
@@ -106,6 +110,17 @@ class Decoder:
             use_cache=cache is not None,
         ).last_hidden_state
         return hidden
+
+    def _check_window(self, length: int) -> None:
+        """Refuse what a layer would see in part only: every token here sees all before it."""
+        assert self.window is not None
+        if length > self.window:
+            raise InputError(
+                f"a text of {length} tokens is longer than the {self.window} that some layers of"
+                f" {self.network.config.model_type} look back, for which it cannot be computed"
+                " here: show shorter histories, or serve the model (vLLM, SGLang) and use"
+                " conf/llm/server.yaml"
+            )
 
     def log_probs(
         self, trees: Sequence[Tree], wanted: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
@@ -223,6 +238,8 @@ class Decoder:
     def _continue(self, ids: Tensor, new: Tensor, known: Tensor, cache: Cache) -> Tensor:
         """Output of the decoder for the last of some more tokens, ``(B, D)``."""
         width = ids.shape[1]
+        if self.window is not None:
+            self._check_window(int((known.sum(1) + new.sum(1)).max()))
         before = known[:, None, :].expand(-1, width, -1)
         among = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
         among = among & new[:, None, :] | torch.eye(width, dtype=torch.bool, device=ids.device)
@@ -237,6 +254,14 @@ class Decoder:
             use_cache=True,
         ).last_hidden_state
         return hidden[:, -1]
+
+
+def _window(config: Any) -> int | None:
+    """How many tokens the most short-sighted layers look back; ``None``: all."""
+    kinds = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return window if slides else None
 
 
 def _pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:

@@ -185,7 +185,7 @@ class HuggingFaceLanguageModel(LanguageModel):
 
             try:
                 network = PeftModel.from_pretrained(network, self.adapter)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:  # the last: of another model
                 raise InputError(
                     f"cannot load the adapter {self.adapter!r}: {_first_line(error)}"
                 ) from error
@@ -257,8 +257,20 @@ class HuggingFaceLanguageModel(LanguageModel):
         )
         return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text that stands within a reply."""
+    def tokenize(self, text: str, after: str = "") -> list[int]:
+        """Token ids of a text as it is spelt within a reply.
+
+        Args:
+            text: The text.
+            after: What stands before it, the last character is enough: SentencePiece spells a
+                text by itself in another way, with a blank before it.
+        """
+        before, both = (
+            list(self.tokenizer(each, add_special_tokens=False).input_ids)
+            for each in (after, after + text)
+        )
+        if both[: len(before)] == before:
+            return both[len(before) :]
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @cached_property
@@ -271,7 +283,9 @@ class HuggingFaceLanguageModel(LanguageModel):
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
+            kept = torch.cuda.memory_reserved(self.device)  # by PyTorch, for what comes next
+            unused = kept - torch.cuda.memory_allocated(self.device)
+            return int((torch.cuda.mem_get_info(self.device)[0] + unused) * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
     @torch.inference_mode()
@@ -301,8 +315,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             try:
                 work(batch)
             except torch.OutOfMemoryError as error:
-                halves = batch.halves()
-                if len(halves) > 1:
+                if halves := batch.halves():
                     waiting[:0] = halves
                     continue
                 for row in batch.rows:
@@ -352,19 +365,23 @@ class HuggingFaceLanguageModel(LanguageModel):
     ) -> list[str | LanguageModelError]:
         """Constrained decoding: at every token only the beginnings of unused lines are allowed."""
         heads = [self.encode(prompt) for prompt in prompts]
-        line_end = self.tokenize("\n")
-        lines = [[self.tokenize(text) + line_end for text in texts] for texts in options]
+        first = [[self.tokenize(f"{text}\n") for text in texts] for texts in options]
+        later = [[self.tokenize(f"{text}\n", after="\n") for text in texts] for texts in options]
         replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
 
         def work(batch: Batch) -> None:
             rows = batch.rows
-            states = [Lines(lines[row]) for row in rows]
+            states = [Lines(later[row], first[row]) for row in rows]
             known = self.decoder.prefill(batch.passes, longest, last=True)
             self.usage.reply_tokens += self.decoder.permute(known, states)
             for row, state in zip(rows, states, strict=True):
                 replies[row] = "\n".join(options[row][k] for k in state.order)
 
-        longest = max((sum(map(len, each)) for each in lines), default=0)
+        sizes = [
+            max(map(len, begin), default=0) + sum(map(len, rest))
+            for begin, rest in zip(first, later, strict=True)
+        ]
+        longest = max(sizes, default=0)
         self._run(heads, [[[]]] * len(heads), work, replies, longest)
         self.usage.prompt_tokens += sum(map(len, heads))
         return replies
@@ -382,7 +399,10 @@ class HuggingFaceLanguageModel(LanguageModel):
         """
         starts = begun or [""] * len(prompts)
         heads = [self.encode(p, b) for p, b in zip(prompts, starts, strict=True)]
-        tails = [[self.tokenize(text) for text in texts] for texts in continuations]
+        tails = [
+            [self.tokenize(text, after=start[-1:]) for text in texts]
+            for texts, start in zip(continuations, starts, strict=True)
+        ]
         for texts, row in zip(continuations, tails, strict=True):
             if [] in row:
                 raise ValueError(f"nothing to score in {texts[row.index([])]!r}")

@@ -10,10 +10,14 @@ class Lines:
 
     Args:
         lines: Tokens of every line, its line break included, so that none begins another.
+        first: The same lines as they are spelt at the beginning of a reply, where that differs.
     """
 
-    def __init__(self, lines: Sequence[Sequence[int]]) -> None:
-        self._lines = [list(line) for line in lines]
+    def __init__(
+        self, lines: Sequence[Sequence[int]], first: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        self._later = [list(line) for line in lines]
+        self._lines = self._later if first is None else [list(line) for line in first]
         self._left = list(range(len(lines)))
         self._open: list[int] = []
         self.order: list[int] = []
@@ -29,6 +33,7 @@ class Lines:
         if self._open in (lines := [self._lines[k] for k in self._left]):
             self.order.append(self._left.pop(lines.index(self._open)))
             self._open = []
+            self._lines = self._later
 
     def force(self) -> list[int]:
         """Write all that is no choice; returns it, and nothing if no choice is left at all."""

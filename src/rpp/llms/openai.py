@@ -34,16 +34,16 @@ class OpenAILanguageModel(LanguageModel):
             in the environment variable ``OPENAI_BASE_URL``, otherwise OpenAI.
         key_variable: Name of the environment variable that holds the key; servers without one
             need none.
-        temperature: The paper uses 0.2.
-        top_p: Probability mass sampled from.
-        max_new_tokens: Longest reply.
+        temperature: The paper uses 0.2; ``null`` leaves the field out, for models that refuse it.
+        top_p: Probability mass sampled from; ``null`` likewise.
+        max_new_tokens: Longest reply, the tokens of a model's thinking included.
         seed: Sent along; servers honour it as far as they can.
         concurrency: Requests under way at once.
         timeout: Seconds until a request is given up and repeated.
         max_retries: Repetitions after a timeout, a lost connection, status 429 or 5xx, and after
             an answer that is empty or cannot be read.
         max_total_tokens: Prompt and reply tokens of this run after which no further request is
-            sent; ``null`` sets no limit.
+            sent; ``null`` sets no limit. Several learner processes have equal parts of it.
         max_cost: Likewise for money, in the currency of the prices. Requests under way are
             finished, so that at most ``concurrency`` replies come on top.
         prompt_price: Price of a million prompt tokens.
@@ -63,8 +63,8 @@ class OpenAILanguageModel(LanguageModel):
         model: str,
         base_url: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
-        temperature: float = 0.2,
-        top_p: float = 1.0,
+        temperature: float | None = 0.2,
+        top_p: float | None = 1.0,
         max_new_tokens: int = 400,
         seed: int = 0,
         concurrency: int = 8,
@@ -126,6 +126,10 @@ class OpenAILanguageModel(LanguageModel):
         """``max_new_tokens``."""
         return self.max_new_tokens
 
+    def share(self, n_processes: int) -> None:
+        """Keep to this process's part of the budget."""
+        self.chat.budget = self.chat.budget.part(n_processes)
+
     def money(self, usage: Usage) -> float:
         """By ``prompt_price`` and ``reply_price``."""
         return self.chat.budget.cost(usage)
@@ -149,6 +153,10 @@ class OpenAILanguageModel(LanguageModel):
         )
         return str(choice.message.content)
 
+    @property
+    def _greedy(self) -> float | None:
+        return None if self.temperature is None else 0.0
+
     def permute(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
@@ -171,7 +179,9 @@ class OpenAILanguageModel(LanguageModel):
         if self.grammar == "vllm":
             field = {"structured_outputs": field}
         longest = sum(len(option.encode()) + 1 for option in options)  # no token is shorter
-        choice = self.chat.ask(prompt, longest, self.extra | field, temperature=0, seed=self.seed)
+        choice = self.chat.ask(
+            prompt, longest, self.extra | field, temperature=self._greedy, seed=self.seed
+        )
         reply = str(choice.message.content)
         if sorted(reply.split("\n")) != sorted(options):
             raise InputError(
@@ -209,7 +219,7 @@ class OpenAILanguageModel(LanguageModel):
             prompt,
             1,
             self.extra,
-            temperature=0,
+            temperature=self._greedy,
             seed=self.seed,
             logprobs=True,
             top_logprobs=self.top_logprobs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rpp.llms.decoder import Decoder
@@ -22,10 +22,12 @@ class Batch:
     Attributes:
         passes: Trees that go through the network together.
         rows_of: For every tree, the prompts it holds.
+        build: Makes the tree of some prompts.
     """
 
     passes: list[list[Tree]]
     rows_of: list[list[int]]
+    build: Callable[[Sequence[int]], Tree]
 
     @property
     def rows(self) -> list[int]:
@@ -33,15 +35,23 @@ class Batch:
         return [row for rows in self.rows_of for row in rows]
 
     def halves(self) -> list[Batch]:
-        """The same trees in two batches of fewer passes or smaller ones; itself with one tree."""
-        passes = self.passes
-        if len(passes) == 1:
+        """Two batches of fewer passes, smaller passes or smaller trees; none of a single prompt."""
+        if len(self.rows) == 1:
+            return []
+        passes, rows_of = self.passes, self.rows_of
+        if len(rows_of) == 1:
+            rows, half = rows_of[0], len(rows_of[0]) // 2
+            rows_of = [rows[:half], rows[half:]]
+            passes = [[self.build(part)] for part in rows_of]
+        elif len(passes) == 1:
             half = len(passes[0]) // 2
-            passes = [part for part in (passes[0][:half], passes[0][half:]) if part]
+            passes = [passes[0][:half], passes[0][half:]]
         first, second = passes[: len(passes) // 2], passes[len(passes) // 2 :]
         n_trees = sum(map(len, first))
-        halves = [Batch(first, self.rows_of[:n_trees]), Batch(second, self.rows_of[n_trees:])]
-        return [half for half in halves if half.passes]
+        return [
+            Batch(first, rows_of[:n_trees], self.build),
+            Batch(second, rows_of[n_trees:], self.build),
+        ]
 
 
 def plan(
@@ -74,12 +84,28 @@ def plan(
         while widest > 1 and decoder.n_bytes(widest, 1) > max_bytes:
             widest //= 2
         groups = group(heads, sizes, pair_cost=decoder.pair_cost, max_size=widest)
-    trees = []
-    for rows in groups:
-        trees.append(Tree())
+
+    def build(rows: Sequence[int]) -> Tree:
+        tree = Tree()
         for row in rows:
             for tail in tails[row]:
-                trees[-1].add(heads[row] + tail)
+                tree.add(heads[row] + tail)
+        return tree
+
+    def keeps(rows: Sequence[int]) -> int:
+        """Places of keys and values to write on behind some prompts."""
+        return len(rows) * (max(len(heads[row]) for row in rows) + room) if room else 0
+
+    def split(rows: list[int]) -> list[list[int]]:
+        """Parts of a tree's prompts for which there is memory to write on."""
+        size = max(len(heads[row]) for row in rows)
+        if len(rows) == 1 or decoder.n_bytes(size, 1, keeps(rows)) <= max_bytes:
+            return [rows]
+        half = len(rows) // 2
+        return split(rows[:half]) + split(rows[half:])
+
+    groups = [part for rows in groups for part in split(rows)]
+    trees = [build(rows) for rows in groups]
 
     def passes(width: int, numbers: Sequence[int]) -> bool:
         """Whether some trees may go through the network together."""
@@ -94,8 +120,7 @@ def plan(
         rows = [row for k in numbers for row in groups[k]]
         if on_cpu and len(rows) > CPU_ROWS:
             return False
-        kept = len(rows) * (max(len(heads[row]) for row in rows) + room)
-        return decoder.n_bytes(width, len(numbers), kept) <= max_bytes
+        return decoder.n_bytes(width, len(numbers), keeps(rows)) <= max_bytes
 
     lengths = [len(tree) for tree in trees]
     planned = []
@@ -107,6 +132,7 @@ def plan(
             Batch(
                 [[trees[k] for k in part] for part in parts],
                 [groups[k] for part in parts for k in part],
+                build,
             )
         )
     return planned

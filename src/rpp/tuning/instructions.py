@@ -37,6 +37,7 @@ class Instruction:
         prompt_spans: What of the prompt is learnt: past titles, each with its line's end.
         output_spans: What of the output is learnt.
         candidates: Titles of the target and then the others, for a listwise loss.
+        is_whole: Whether nothing follows the output: a ranking ends, a history goes on.
     """
 
     prompt: str
@@ -44,6 +45,7 @@ class Instruction:
     prompt_spans: tuple[Span, ...]
     output_spans: tuple[Span, ...]
     candidates: tuple[str, ...]
+    is_whole: bool = False
 
 
 def draw_instruction(
@@ -95,9 +97,8 @@ def draw_instruction(
         lines = [identifier(order.index(k)) for k in range(len(best_first))]
     output, output_spans = _reply(lines, numbered=display.answer == "titles")
     learnt = () if display.show_candidates else _history_spans(prompt, episode.history)
-    return Instruction(
-        prompt, output, learnt, output_spans, tuple(item.title for item in best_first)
-    )
+    titles = tuple(item.title for item in best_first)
+    return Instruction(prompt, output, learnt, output_spans, titles, display.show_candidates)
 
 
 def _reply(lines: Sequence[str], *, numbered: bool) -> tuple[str, tuple[Span, ...]]:

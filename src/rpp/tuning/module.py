@@ -178,7 +178,7 @@ class RankingAdapter(LightningModule):
         if self.listwise_weight:
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
-            loss = loss + self.listwise_weight * listwise
+            loss = loss + self.listwise_weight * listwise.to(loss.dtype)
         self.n_sequences += int(sums(torch.tensor(len(batch), device=self.device)))
         self.log("train/sequences", float(self.n_sequences), batch_size=len(batch))
         return loss
@@ -192,6 +192,15 @@ class RankingAdapter(LightningModule):
         spans += [(a + len(prompt), b + len(prompt)) for a, b in instruction.output_spans]
         ids, starts = self.llm.encode_with_starts(text)
         learnt = [any(a <= start < b for a, b in spans) for start in starts]
+        end = self.llm.tokenizer.eos_token_id
+        if instruction.is_whole and end is not None:  # or the model would never stop
+            ids.append(int(end))
+            learnt.append(True)
+        if not any(learnt[1 : self.max_tokens]):
+            raise InputError(
+                f"an instruction of {len(ids)} tokens has nothing to be learnt among its first"
+                f" {self.max_tokens}: raise model.max_tokens, or lower data.n_items"
+            )
         return ids[: self.max_tokens], learnt[: self.max_tokens]
 
     def _likelihood(self, encoded: Sequence[tuple[list[int], list[bool]]]) -> Tensor:
@@ -214,7 +223,10 @@ class RankingAdapter(LightningModule):
 
     def _candidate_loss(self, instruction: Instruction) -> Tensor:
         head = self.llm.encode(instruction.prompt, REPLY_START)
-        tails = [self.llm.tokenize(f" {title}\n") for title in instruction.candidates]
+        tails = [
+            self.llm.tokenize(f" {title}\n", after=REPLY_START[-1:])
+            for title in instruction.candidates
+        ]
         tree = Tree()
         for tail in tails:
             tree.add(head + tail[:-1])
@@ -259,7 +271,7 @@ class RankingAdapter(LightningModule):
         ranks = gather_rows(self.val_ranks.compute().reshape(-1))
         self.val_ranks.reset()
         for name, metric in METRICS.items():
-            score = metric(ranks).nanmean().float()
+            score = float(metric(ranks).nanmean())  # nccl takes no tensor on the CPU
             self.log(f"val/{name}", score, prog_bar=name == "ndcg@10", sync_dist=True)
         if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
