@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.seconds, self.slow_seconds, self.retry_after = 0.02, 1.0, "0.1"
         self.error: dict = {}
         self.counts_tokens = True
+        self.finish_reason = "stop"
         self.first_tokens: list[tuple[str, float]] | None = None
         self.lock = threading.Lock()
 
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     def completion(self, body, word):
         choice = {
             "index": 0,
-            "finish_reason": "stop",
+            "finish_reason": self.server.finish_reason,
             "message": {"role": "assistant", "content": word and f"1. {word}"},
         }
         if body.get("logprobs") and self.server.first_tokens is not None:

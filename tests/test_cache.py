@@ -14,6 +14,7 @@ from collections import Counter
 
 import pytest
 from contracts import LanguageModelContract
+from filelock import FileLock
 
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.cache import FILE, ReplyCache, main
@@ -186,6 +187,37 @@ def test_file_that_cannot_be_written_costs_the_cache_and_not_the_run(tmp_path):
     with pytest.warns(UserWarning, match="cannot be written"):
         assert llm.generate(["a"]) == ["reply to a"]
     assert cache.get(["k"]) == {"k": "v"}
+
+
+def test_a_file_damaged_during_the_run_costs_the_cache_and_not_the_run(tmp_path):
+    cache = ReplyCache(tmp_path, max_gb=1.0)
+    cache.put({f"{k}": "x" * 2000 for k in range(50)})
+    cache._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    cache._connection.execute("PRAGMA cache_size = 0")
+    size = cache.path.stat().st_size
+    with cache.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    llm = CachedLanguageModel(Recorder(), cache)
+    with pytest.warns(UserWarning, match="cannot be (read|written) .*: the run goes on"):
+        assert llm.generate(["a"]) == ["reply to a"]
+    assert llm.generate(["b"]) == ["reply to b"]  # warned once, works on
+
+
+def test_one_process_after_the_other_opens_the_file(tmp_path):
+    """The change to a write-ahead log waits for no lock: of openers at once some were refused."""
+    opened = threading.Event()
+
+    def open_it():
+        ReplyCache(tmp_path).close()
+        opened.set()
+
+    with FileLock(tmp_path / f"{FILE}.lock"):
+        thread = threading.Thread(target=open_it)
+        thread.start()
+        assert not opened.wait(0.3)
+    assert opened.wait(10)
+    thread.join()
 
 
 def test_fingerprints_and_kinds_are_kept_apart(tmp_path):

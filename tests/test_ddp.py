@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, module, trainer
 from safetensors.torch import load_file, save_file
 
@@ -87,6 +87,18 @@ def play(folder: Path, n_processes: int) -> None:
         options |= {"strategy": "ddp"} if n_processes > 1 else {}
         return trainer(folder, env, *callbacks, devices=n_processes, **options)
 
+    def wrong(prompt):
+        if frozenset(shown_candidates(prompt)) in failing:
+            raise InputError("this model cannot be asked that")
+        return answers_at_random(prompt)
+
+    # the users of one process alone, whose error ends the others too
+    with pytest.raises(InputError, match="cannot be asked that"):
+        trainer(
+            folder, environment(wrong), devices=n_processes, max_epochs=1,
+            **({"strategy": "ddp"} if n_processes > 1 else {}),
+        ).fit(module(n_steps=3, n_static_prompts=1), users)
+
     table = ResultsTable(str(folder / "results"))
     made = run(Record(folder), table, max_epochs=N_EPOCHS)
     rpp = module(n_steps=3, n_static_prompts=3, actor_lr=0.003, critic_lr=0.003)
@@ -107,6 +119,21 @@ def play(folder: Path, n_processes: int) -> None:
     part = ResultsTable(str(folder / "part"))
     with pytest.raises(LanguageModelStop, match="max_calls"):
         run(part, max_calls=40).test(rpp, users, verbose=False)
+
+
+def test_what_processes_average_are_numbers(tmp_path, monkeypatch):
+    """Lightning puts numbers on the module's device; nccl takes no tensor on the CPU."""
+    logged = {}
+
+    def log(self, name, value, **options):
+        if name.startswith("val"):
+            logged[name] = value
+
+    monkeypatch.setattr(LightningModule, "log", log)
+    run = trainer(tmp_path, environment(answers_at_random), max_epochs=1)
+    run.fit(module(n_steps=2, n_static_prompts=1), MadeUpUsers(**USERS))
+    assert {"val/ndcg@10", "val_ndcg_by_step/01"} <= logged.keys()
+    assert all(isinstance(value, float) for value in logged.values())
 
 
 @pytest.fixture(scope="module")

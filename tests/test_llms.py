@@ -12,7 +12,15 @@ import torch
 from conftest import save_llm
 from contracts import OPTIONS, PROMPTS, LanguageModelContract
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from rpp.llms.base import LanguageModel, LanguageModelError
 from rpp.llms.huggingface import ALPACA, HuggingFaceLanguageModel
@@ -162,6 +170,18 @@ def test_allowed_tokens_by_hand():
     assert lines.force() == []  # only [3, 9] could follow: the order is known
     assert lines.finished
     assert lines.order == [0, 1, 2]
+
+
+def test_the_first_line_may_be_spelt_in_another_way():
+    lines = Lines([[1, 9], [2, 9]], first=[[7, 1, 9], [8, 2, 9]])
+    assert lines.allowed() == [7, 8]
+    lines.write(8)
+    assert lines.force() == []  # one line is left: the order is known
+    assert lines.order == [1, 0]
+    three = Lines([[1, 9], [2, 9], [3, 9]], first=[[7, 1, 9], [7, 2, 9], [8, 9]])
+    for token in (7, 2, 9):
+        three.write(token)
+    assert three.allowed() == [1, 3]
 
 
 def test_what_is_no_choice_is_forced():
@@ -450,6 +470,102 @@ def test_a_tree_holds_no_more_prompts_than_have_room_to_be_answered(make, monkey
     small.generate(prompts)
     assert sum(sizes) == 16
     assert max(sizes) <= 4
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    """A random model whose tokenizer puts a blank before every text, as LLaMA-2's does."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    vocabulary = ["<unk>", "<s>", "</s>", "\n", *"▁ABHeat1.", "He", "at", "Heat"]
+    vocabulary += ["▁Heat", "▁A", "▁B", "▁1", "▁▁"]
+    merges = [("▁", "▁"), ("H", "e"), ("a", "t"), ("He", "at"), ("▁", "Heat"), ("▁", "A")]
+    merges += [("▁", "B"), ("▁", "1")]
+    made = Tokenizer(
+        models.BPE({t: k for k, t in enumerate(vocabulary)}, merges, unk_token="<unk>")
+    )
+    blank = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    made.normalizer = normalizers.Sequence(blank)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return HuggingFaceLanguageModel(str(folder), template="none", dtype="float32")
+
+
+def test_a_continuation_is_scored_as_it_is_spelt_in_the_text(sentencepiece):
+    llm = sentencepiece
+    head, whole = llm.encode("A", "1."), llm.encode("A", "1. Heat\n")
+    assert llm.tokenize(" Heat\n") != whole[len(head) :]  # by itself: two blanks
+    assert llm.tokenize(" Heat\n", after=".") == whole[len(head) :]
+    with torch.no_grad():
+        log_probs = llm.network(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    expected = sum(log_probs[k - 1, whole[k]].item() for k in range(len(head), len(whole)))
+    assert llm.score(["A"], [[" Heat\n"]], ["1."])[0] == pytest.approx([expected], abs=1e-4)
+
+
+def test_constrained_lines_are_written_as_they_are_spelt_in_the_text(sentencepiece, monkeypatch):
+    written = []
+    whole = sentencepiece.decoder._continue
+
+    def watched(ids, new, known, cache):
+        written.extend(ids[0].tolist())
+        return whole(ids, new, known, cache)
+
+    monkeypatch.setattr(sentencepiece.decoder, "_continue", watched)
+    (reply,) = sentencepiece.permute(["1"], [["A", "B", "Heat", "1"]])
+    natural = sentencepiece.tokenize(reply)
+    assert len(written) > 2
+    assert natural[: len(written)] == written
+
+
+def test_texts_longer_than_a_sliding_window_are_refused(tiny_llm_folder, tmp_path):
+    """Every token of a tree sees all before it: such a layer would be computed wrongly."""
+    folder = tmp_path / "gemma"
+    shutil.copytree(tiny_llm_folder, folder)
+    config = Gemma3TextConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=16,
+        initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    llm = HuggingFaceLanguageModel(str(folder), dtype="float32", template="none", max_new_tokens=4)
+    short, long = "Hi", PROMPTS[0] * 3
+    head = llm.encode(short)
+    with torch.no_grad():
+        log_probs = llm.network(torch.tensor([head])).logits[0, -1].double().log_softmax(-1)
+    expected = [log_probs[llm.tokenize(each)[0]].item() for each in "AB"]
+    assert llm.score([short], [["A", "B"]])[0] == pytest.approx(expected, abs=1e-4)
+    for ask in (llm.generate, lambda prompts: llm.score(prompts, [["A", "B"]])):
+        with pytest.raises(InputError, match="longer than the 16 that some layers of gemma3"):
+            ask([long])
+    with pytest.raises(InputError, match="longer than the 16"):  # the reply grows out of it
+        llm.permute([short], [[f"Red Harbour {k} of the north" for k in range(9)]])
+
+
+def test_memory_that_pytorch_keeps_for_itself_counts_as_free(make, monkeypatch):
+    """Else batches of a GPU shrink with every call, since freed blocks go back to PyTorch."""
+    llm = make(device="cuda")
+    answers = {"mem_get_info": (10, 100), "memory_reserved": 70, "memory_allocated": 20}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    assert llm._max_bytes() == int((10 + 70 - 20) * 0.8)
+
+
+@PEFT
+def test_an_adapter_of_another_model_is_named(make, tiny_llm_folder, tmp_path):
+    wide = save_llm(tmp_path / "wide", width=64)
+    base = LlamaForCausalLM.from_pretrained(wide)
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    llm = make(adapter=str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match=r"cannot load the adapter '.*adapter'"):
+        _ = llm.network
 
 
 def test_shared_beginnings_are_computed_once_and_change_nothing(make, monkeypatch):

@@ -269,6 +269,63 @@ def test_no_server_at_all():
     llm.close()
 
 
+def test_a_model_that_thinks_until_its_tokens_are_spent_is_asked_once(server, make):
+    server.shares, server.finish_reason = {"empty": 1.0}, "length"
+    (reply,) = make(max_new_tokens=9).generate(["say a"])
+    assert "spent its 9 tokens before it wrote a word" in str(reply)
+    assert len(server.seen) == 1
+
+
+def test_fields_that_a_model_refuses_can_be_left_out(server, make):
+    server.first_tokens = [("A", -0.1), ("B", -3.0)]
+    llm = make(temperature=None, top_p=None)
+    llm.generate(["say a"])
+    llm.score(["say a"], [["A", "B"]])
+    assert all("temperature" not in body and "top_p" not in body for body in server.seen)
+    assert make(temperature=None).fingerprint != make().fingerprint
+    make().score(["say b"], [["A", "B"]])
+    assert server.seen[-1]["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (None, "max_completion_tokens"),
+        ("https://api.openai.com/v1", "max_completion_tokens"),
+        ("https://mine.openai.azure.com/openai/v1", "max_completion_tokens"),
+        ("http://localhost:8000/v1", "max_tokens"),
+    ],
+)
+def test_openai_has_another_name_for_the_longest_reply(monkeypatch, url, name):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    llm = OpenAILanguageModel("m", url)
+    sent = {}
+
+    class Completions:
+        @staticmethod
+        def create(**fields):
+            sent.update(fields)
+            raise ValueError
+
+    class Client:
+        chat = type("Chat", (), {"completions": Completions})
+        close = staticmethod(lambda: None)
+
+    llm.chat._client = Client
+    llm.generate(["say a"])
+    assert sent["extra_body"] == {name: 400}
+
+
+def test_learner_processes_have_equal_parts_of_a_budget(make):
+    llm = make(max_total_tokens=30, max_cost=1.0, prompt_price=1e5)
+    llm.share(3)
+    assert llm.chat.budget == Budget(10, 1 / 3, 1e5, 0.0)
+    replies = llm.generate(["say a", "say b"])  # 10 tokens each
+    assert replies.count("1. a") + replies.count("1. b") >= 1
+    with pytest.raises(LanguageModelStop, match="budget of 10 tokens"):
+        CachedLanguageModel(llm, ReplyCache(None)).generate(["say c"])
+
+
 def test_a_missing_key_is_named():
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
         OpenAILanguageModel("gpt-3.5-turbo")

@@ -197,6 +197,22 @@ def test_only_titles_are_learnt(adapter):
     assert whole == made.llm.render(instruction.prompt) + instruction.output
 
 
+def test_a_ranking_is_learnt_with_its_end_and_a_history_is_not(adapter):
+    made = loaded(adapter())
+    end = made.llm.tokenizer.eos_token_id
+    ids, learnt = made.encode(draw(display=Display()))
+    assert (ids[-1], learnt[-1]) == (end, True)
+    ids, _ = made.encode(draw())
+    assert end not in ids[-1:]
+
+
+def test_an_instruction_cut_before_its_reply_is_refused(adapter):
+    """Its loss would be the mean of nothing, and the adapter gone."""
+    made = loaded(adapter(max_tokens=20))
+    with pytest.raises(InputError, match="nothing to be learnt among its first 20"):
+        made.encode(draw(display=Display()))
+
+
 def test_likelihood_loss_by_hand(adapter):
     """Mean of -log p over the learnt tokens of both sequences, padding left out."""
     made = loaded(adapter())
