@@ -556,7 +556,9 @@ def test_cells_of_the_papers_tables(
     if llm == "chatgpt":
         small["environment"]["llm"]["init_args"]["base_url"] = server.url
     else:
-        small["environment"]["llm"]["init_args"] |= {"revision": None, "quantization": None}
+        small["environment"]["llm"]["init_args"] |= {
+            "revision": None, "adapter": None, "quantization": None
+        }  # fmt: skip
     (here / "small.yaml").write_text(yaml.safe_dump(small))
     names = ["rpp", f"data/{data}", f"llm/{llm}", "paper/setup", "paper/rpp_plus"]
     options = [word for name in names[: 4 + plus] for word in ("--config", f"conf/{name}.yaml")]

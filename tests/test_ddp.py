@@ -95,7 +95,10 @@ def play(folder: Path, n_processes: int) -> None:
     # the users of one process alone, whose error ends the others too
     with pytest.raises(InputError, match="cannot be asked that"):
         trainer(
-            folder, environment(wrong), devices=n_processes, max_epochs=1,
+            folder,
+            environment(wrong),
+            devices=n_processes,
+            max_epochs=1,
             **({"strategy": "ddp"} if n_processes > 1 else {}),
         ).fit(module(n_steps=3, n_static_prompts=1), users)
 

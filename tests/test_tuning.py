@@ -15,15 +15,17 @@ from lightning import seed_everything
 from pipeline import trainer
 from safetensors.torch import load_file
 
+from rpp.callbacks import RewardEnvironment
 from rpp.cli import main, run
 from rpp.data.interactions import load_training_pairs
 from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.llms.tuned import marks, n_learnt_from
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.datamodule import InstructionDataModule
 from rpp.tuning.instructions import draw_instruction
 from rpp.tuning.module import RankingAdapter
-from rpp.types import InputError, Item
+from rpp.types import HELD_OUT, InputError, Item
 
 ROOT = Path(__file__).parent.parent
 PATTERNS = load_patterns("conf/patterns/movies.yaml")
@@ -213,6 +215,57 @@ def test_an_instruction_cut_before_its_reply_is_refused(adapter):
         made.encode(draw(display=Display()))
 
 
+def test_checkpointing_changes_no_gradient(adapter):
+    """Layers are computed a second time, and the gradients are the same."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        made = loaded(adapter(gradient_checkpointing=checkpointing))
+        layer = made.llm.network.get_decoder().layers[0]
+        passes = []
+        layer.mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        made._likelihood([made.encode(draw(seed)) for seed in (0, 1)]).backward()
+        assert len(passes) == 1 + checkpointing
+        gradients.append(
+            {n: p.grad for n, p in made.network.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any(g.abs().sum() > 0 for g in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+def test_an_adapter_is_tuned_on_quantised_weights_and_used_on_them(
+    wide_llm_folder, tmp_path, precision
+):
+    """QLoRA: gradients reach the adapter alone, and it is loaded around quantised weights."""
+    pytest.importorskip("bitsandbytes")
+
+    def quantised(**options):
+        return HuggingFaceLanguageModel(
+            str(wide_llm_folder), dtype="float32", device="cpu", quantization=precision, **options
+        )
+
+    made = loaded(RankingAdapter(quantised(), str(tmp_path / "unused"), rank=8, lr=0.02))
+    optimizer = torch.optim.AdamW([p for p in made.network.parameters() if p.requires_grad], 0.02)
+    losses = []
+    for _ in range(8):
+        loss = made._likelihood([made.encode(draw(seed)) for seed in (0, 1)])
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.5
+    made.network.save_pretrained(tmp_path / "adapter")
+    made.network.eval()
+    letters = [tuple("ABCD")]
+    theirs = made.llm.score(["Rank"], letters)[0]
+    ours = quantised(adapter=str(tmp_path / "adapter")).score(["Rank"], letters)[0]
+    assert ours == pytest.approx(theirs, abs=1e-3)
+    assert ours != pytest.approx(quantised().score(["Rank"], letters)[0], abs=1e-3)
+
+
 def test_likelihood_loss_by_hand(adapter):
     """Mean of -log p over the learnt tokens of both sequences, padding left out."""
     made = loaded(adapter())
@@ -289,6 +342,8 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     assert about["n_sequences"] in (32, 64)  # batches of 8, 4 an epoch
     assert f"{about['n_sequences']} sequences" in (folder / "README.md").read_text()
     assert (about["data"], about["seed"]) == ("custom", 0)
+    held_out = [e.user_id for split in HELD_OUT for e in data.episodes(split)]
+    assert about["left_out"] == marks(held_out)
     weights = load_file(folder / "adapter_model.safetensors")
     assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
     assert all("lora_" in name for name in weights)
@@ -311,6 +366,30 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     for row, other in zip(ours, theirs, strict=True):
         assert row == pytest.approx(other, abs=0.01)
     assert any(p.requires_grad for p in going_on.network.parameters())
+
+
+def test_users_an_adapter_may_have_learnt_from_are_counted(data, tmp_path, wide_llm_folder):
+    held_out = [e.user_id for split in HELD_OUT for e in data.episodes(split)]
+    about = {"data": "custom", "left_out": marks(held_out)}
+    (tmp_path / "tuning.json").write_text(json.dumps(about))
+    assert n_learnt_from(str(tmp_path), "custom", held_out) == 0
+    assert n_learnt_from(str(tmp_path), "custom", [*held_out, "someone"]) == 1
+    assert n_learnt_from(str(tmp_path), "another", ["someone"]) == 0
+    assert n_learnt_from(str(tmp_path / "none"), "custom", ["someone"]) == 0
+    assert not set(held_out) & set(about["left_out"])  # names are not passed on
+    llm = HuggingFaceLanguageModel(str(wide_llm_folder), adapter=str(tmp_path))
+    known = llm.fingerprint
+
+    class Run:
+        datamodule = data
+
+    RewardEnvironment(llm)._warn_of_learnt_users(Run)
+    about["left_out"] = about["left_out"][3:]
+    (tmp_path / "tuning.json").write_text(json.dumps(about))
+    with pytest.warns(UserWarning, match=f"learnt from .* of 3 of the {len(held_out)} validation"):
+        RewardEnvironment(llm)._warn_of_learnt_users(Run)
+    again = HuggingFaceLanguageModel(str(wide_llm_folder), adapter=str(tmp_path))
+    assert again.fingerprint == known  # what is told of an adapter does not change its replies
 
 
 @pytest.fixture

@@ -15,21 +15,24 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rpp import charts
+from rpp.data.datamodule import EpisodeDataModule
 from rpp.llms.base import LanguageModel, LanguageModelStop
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.llms.tuned import n_learnt_from
 from rpp.metrics import CHANCE, METRICS, Interval, chance_row, mean_interval, paired_difference
 from rpp.processes import ask_together, gather, gather_rows
 from rpp.prompts.compose import Layout
 from rpp.prompts.refine import Refiner, table
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.terminal import abbreviated, say, score_table
-from rpp.types import InputError
+from rpp.types import HELD_OUT, InputError
 
 N_CALIBRATION = 8
 """Prompts by which time and tokens are estimated; the stage asks them anyway."""
@@ -135,9 +138,25 @@ class RewardEnvironment(Callback):
                 cache=ReplyCache(folder, self.cache_gb),
                 max_calls=self._own_calls(trainer.global_rank, trainer.world_size),
             )
+            self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker  # type: ignore[assignment]
         if self.refiner is not None:
             self._refine(pl_module, self.ranker)
+
+    def _warn_of_learnt_users(self, trainer: Trainer) -> None:
+        """Say so where an adapter has learnt from users who are to be held out."""
+        data = getattr(trainer, "datamodule", None)
+        adapter = self.llm.adapter if isinstance(self.llm, HuggingFaceLanguageModel) else None
+        if adapter is None or not isinstance(data, EpisodeDataModule):
+            return
+        held_out = [e.user_id for s in HELD_OUT for e in data.episodes(s)]
+        if n := n_learnt_from(adapter, data.settings.name, held_out):
+            rank_zero_warn(
+                f"the adapter {adapter} may have learnt from the training interactions of {n} of"
+                f" the {len(held_out)} validation and test users: tune one that leaves them out"
+                " (conf/llm_tuning, with the same seed and numbers of users), or say so with the"
+                " results"
+            )
 
     def _own_calls(self, rank: int, n_processes: int) -> int | None:
         """This process's part of ``max_calls``."""

@@ -112,9 +112,7 @@ _KINDS = (RuntimeError, LanguageModelError, LanguageModelStop, InputError)
 
 def _gravity(error: Exception) -> int:
     """The place of an error's kind; a kind that is not named counts as the first."""
-    return max(
-        (place for place, kind in enumerate(_KINDS) if isinstance(error, kind)), default=0
-    )
+    return max((place for place, kind in enumerate(_KINDS) if isinstance(error, kind)), default=0)
 
 
 def _device() -> torch.device:

@@ -15,6 +15,7 @@ from typing import Literal
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
 """How a ranking was obtained: the reply named every candidate, some, none, or never came."""

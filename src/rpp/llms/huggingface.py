@@ -30,6 +30,7 @@ from rpp.llms.decoder import Decoder
 from rpp.llms.lines import Lines
 from rpp.llms.noise import GumbelNoise
 from rpp.llms.plan import Batch, plan
+from rpp.llms.tuned import ABOUT
 from rpp.types import InputError
 
 Template = Literal["chat", "alpaca", "none"]
@@ -333,7 +334,8 @@ class HuggingFaceLanguageModel(LanguageModel):
                 processors += [TemperatureLogitsWarper(self.temperature)]
                 if self.top_p < 1:
                     processors += [TopPLogitsWarper(self.top_p)]
-                processors += [GumbelNoise([prompts[row] for row in rows], self.seed)]
+                some = [prompts[row] for row in rows]
+                processors += [GumbelNoise(some, self.seed, self.network.device)]
             # the last token's keys and values are left out: its pass gives the first distribution
             known = self.decoder.prefill(batch.passes, self.max_new_tokens, last=False)
             width = known.ids.shape[1]
@@ -441,7 +443,8 @@ def _content_name(name: str) -> str:
         return name
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+        kinds = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
+        if file.suffix in kinds and file.name != ABOUT:
             digest.update(f"{file.name} {file.stat().st_size}".encode())
             with file.open("rb") as stream:
                 digest.update(stream.read(1 << 20))

@@ -14,7 +14,7 @@ from rpp.data.interactions import PROFILE, load_training_pairs, load_users
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
-from rpp.types import SPLITS, InputError
+from rpp.types import HELD_OUT, SPLITS, InputError
 
 Stretch = tuple[int, int]
 """A user and the number of one of their stretches."""
@@ -62,7 +62,8 @@ class InstructionDataModule(EpisodeDataModule):
     def setup(self, stage: str) -> None:
         """Read the episodes and the training sequences of the users to learn from."""
         self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
-        held_out = {e.user for e in self._episodes["validation"] + self._episodes["test"]}
+        held_out = {e.user: e.user_id for s in HELD_OUT for e in self._episodes[s]}
+        self.left_out = tuple(held_out.values())
         users, items = load_training_pairs(self.folder)
         starts = np.flatnonzero(np.diff(users, prepend=-1))
         self.sequences = {

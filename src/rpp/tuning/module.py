@@ -32,6 +32,7 @@ from transformers import get_cosine_schedule_with_warmup
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree
+from rpp.llms.tuned import ABOUT, DATA, LEFT_OUT, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.processes import gather_rows, sums
 from rpp.prompts.compose import compose
@@ -81,6 +82,8 @@ class RankingAdapter(LightningModule):
         listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
+        gradient_checkpointing: Compute each layer again on the way back and keep only what enters
+            it: a third more time for a fraction of the memory.
 
     Raises:
         InputError: If there is no adapter to start from.
@@ -106,6 +109,7 @@ class RankingAdapter(LightningModule):
         listwise_weight: float = 0.0,
         max_grad_norm: float = 1.0,
         max_tokens: int = 1024,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if start is not None and not Path(start, "adapter_config.json").is_file():
@@ -135,6 +139,7 @@ class RankingAdapter(LightningModule):
         self.listwise_weight = listwise_weight
         self.max_grad_norm = max_grad_norm
         self.max_tokens = max_tokens
+        self.gradient_checkpointing = gradient_checkpointing
         self.val_ranks = CatMetric(nan_strategy="disable", sync_on_compute=False)
         self.curve: list[dict[str, float]] = []  # score by number of sequences
         self.n_sequences = 0
@@ -145,6 +150,8 @@ class RankingAdapter(LightningModule):
             return
         self.llm.place(self.trainer.strategy.root_device)
         base = self.llm.network
+        if self.gradient_checkpointing:
+            base.activation_checkpointing_enable({"use_reentrant": False})
         if self.n_layers:
             depth = base.config.num_hidden_layers
             self.lora.layers_to_transform = list(range(max(0, depth - self.n_layers), depth))
@@ -305,7 +312,7 @@ class RankingAdapter(LightningModule):
 
     def _note_curve(self) -> None:
         """Tell beside the best adapter how tuning went on."""
-        path = self.adapter_dir / "tuning.json"
+        path = self.adapter_dir / ABOUT
         if path.is_file():
             about = json.loads(path.read_text()) | {"curve": self.curve}
             path.write_text(json.dumps(about, indent=2) + "\n")
@@ -324,7 +331,7 @@ class RankingAdapter(LightningModule):
         about = {
             "base_model": self.llm.model_name,
             "started_from": self.start,
-            "data": data.summary["settings"]["name"],
+            DATA: data.summary["settings"]["name"],
             "prepared_data": data.summary["fingerprint"],
             "n_users": len(data.sequences),
             "seed": data.settings.seed,
@@ -334,8 +341,9 @@ class RankingAdapter(LightningModule):
                 name: mean_interval(metric(ranks))._asdict() for name, metric in METRICS.items()
             },
             "curve": self.curve,
+            LEFT_OUT: marks(data.left_out),
         }
-        (folder / "tuning.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         (folder / "README.md").write_text(CARD.format(**about), encoding="utf-8")
 
     # -- checkpoints -------------------------------------------------------------------------

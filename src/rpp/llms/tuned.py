@@ -1,0 +1,34 @@
+"""Which users an adapter has not learnt from, as the file beside it tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+ABOUT = "tuning.json"
+"""Stands beside the weights of an adapter that was tuned here."""
+
+DATA = "data"
+LEFT_OUT = "left_out"
+
+
+def marks(user_ids: Iterable[str]) -> list[str]:
+    """Short hashes of users' names, sorted: an adapter that is passed on names nobody."""
+    return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in user_ids})
+
+
+def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
+    """How many users of a data set an adapter may have learnt from; 0 if nothing is told.
+
+    Args:
+        adapter: The adapter's folder.
+        data: Name of the data set.
+        user_ids: The users in question.
+    """
+    path = Path(adapter, ABOUT)
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    if LEFT_OUT not in about or about[DATA] != data:
+        return 0
+    return len(set(marks(user_ids)) - set(about[LEFT_OUT]))
