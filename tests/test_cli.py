@@ -204,7 +204,7 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder, server):
     if kind.endswith("HuggingFaceLanguageModel"):
         options += ["--environment.llm.model", str(tiny_llm_folder)]
         options += ["--environment.llm.revision", "null", "--environment.llm.quantization", "null"]
-        options += ["--environment.llm.max_new_tokens", "8"]
+        options += ["--environment.llm.max_new_tokens", "8", "--environment.llm.adapter", "null"]
     if kind.endswith("OpenAILanguageModel"):
         options += ["--environment.llm.base_url", f"http://127.0.0.1:{server.server_port}/v1"]
     main(command("fit", *options, "--trainer.fast_dev_run", "true"))
