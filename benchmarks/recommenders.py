@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +31,10 @@ from rpp.baselines.sasrec import SASRec
 from rpp.baselines.text import TextRecommender
 from rpp.baselines.unisrec import UniSRec
 from rpp.baselines.vqrec import VQRec
+from rpp.data.collaborative import LightGCNSettings
 from rpp.data.episodes import load_episodes
 from rpp.metrics import METRICS, chance, mean_interval, target_ranks
-from rpp.types import Episode, final_scoring
+from rpp.types import Episode, InputError, final_scoring
 
 LEARNED: dict[str, type[Recommender]] = {
     "bm25": BM25, "knn": ItemKNN, "ease": EASE, "bprmf": BPRMF, "lightgcn": LightGCN,
@@ -77,6 +79,8 @@ def methods(parser: ArgumentParser, given: Namespace) -> dict[str, list[Recommen
     learned = parser.instantiate(given)
     others = given.sources or [name for name in PAPER if name != given.name]
     asked = given.only or ["pop", *LEARNED, "blend", *PRETRAINED]
+    if learned.lightgcn.settings is None:  # not those of whatever vectors lie in the folder
+        learned.lightgcn = LightGCN(lightgcn_settings(given.name))
     made: dict[str, list[Recommender]] = {name: [learned[name]] for name in LEARNED}
     made["pop"] = [Popularity()]
     made["blend"] = [
@@ -87,6 +91,12 @@ def methods(parser: ArgumentParser, given: Namespace) -> dict[str, list[Recommen
         sources = () if given[name].weights else tuple(str(prepared(o, given)) for o in others)
         made[name] = [PRETRAINED[name](**given[name], sources=sources)]
     return {name: made[name] for name in asked}
+
+
+def lightgcn_settings(name: str) -> LightGCNSettings:
+    """Those of the data set's overlay."""
+    overlay = yaml.safe_load(Path(f"conf/data/{name}.yaml").read_text())
+    return LightGCNSettings(**overlay["data"]["init_args"].get("lightgcn", {}))
 
 
 def row(method: Recommender, folder: Path, test: list[Episode]) -> list[str]:
@@ -103,11 +113,21 @@ def row(method: Recommender, folder: Path, test: list[Episode]) -> list[str]:
 
 
 def main() -> None:
-    """Fit, score, print a table."""
+    """Fit, score, print a table; what is wrong with the input in one sentence."""
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     parser, given = arguments()
+    try:
+        compare(parser, given)
+    except InputError as error:
+        Console(stderr=True, highlight=False).print(str(error), soft_wrap=True, markup=False)
+        raise SystemExit(2) from None
+
+
+def compare(parser: ArgumentParser, given: Namespace) -> None:
+    """Prepare, fit, score, print."""
+    started = perf_counter()
     folder = prepared(given.name, given, authors=given.candidates == "authors")
     test = load_episodes(folder, "test")
     table = Table(
@@ -120,6 +140,7 @@ def main() -> None:
     n_candidates = len(test[0].candidates)
     table.add_row("chance", *(f"{chance(name, n_candidates):.3f}" for name in SHOWN))
     Console().print(table)
+    Console().print(f"{(perf_counter() - started) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from test_data_prep import games, lastfm, ml_1m, ml_100k
 from rpp.cli import main, run
 from rpp.llms.cache import ReplyCache
 from rpp.llms.chat import ChatClient
+from rpp.module import RPPModule
 from rpp.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -358,6 +360,9 @@ def test_every_ablation_overlay(here, ablation):
     options = ("--config", overlay)
     made = main(command("fit", *options, "--trainer.max_epochs", "1")).model
     assert (made.n_steps, made.prompt_encoding) == (2, "parts")  # of the files before it
+    rpp = inspect.signature(RPPModule).parameters
+    rates = {made.lr} if ablation.startswith("ppo") else {made.actor_lr, made.critic_lr}
+    assert rates == {rpp["actor_lr"].default}  # all learn as fast
     main(command("test", *options))
     main(command("predict", *options))
     folder = here / f"results/custom-{ablation}"

@@ -1,5 +1,6 @@
 """Sequence models: masking, windows, losses, text representations, published weights."""
 
+import json
 import math
 import shutil
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from rpp.agents.state import PromptEncoder
-from rpp.baselines.sasrec import SASRecModel
+from rpp.baselines.sasrec import SASRec, SASRecModel
 from rpp.baselines.sequential import SequenceEncoder, seeded, similarity
 from rpp.baselines.unisrec import Adaptor, UniSRec, UniSRecModel
 from rpp.baselines.vqrec import VQRec, VQRecModel, assign_codes, fit_quantiser
@@ -396,3 +397,20 @@ def test_training_on_the_set_that_is_compared_on_is_refused(folder, tiny_bert_fo
     method = UniSRec(sources=(str(folder),), text_model=str(tiny_bert_folder))
     with pytest.raises(InputError, match="take it out of sources"):
         method.fit(folder)
+
+
+def test_the_same_set_in_another_folder_is_refused(folder, tiny_bert_folder, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(folder, tmp_path / name)
+        path = tmp_path / name / "summary.json"
+        summary = json.loads(path.read_text())
+        summary["settings"]["name"] = "games"
+        path.write_text(json.dumps(summary))
+    method = UniSRec(sources=(str(tmp_path / "one"),), text_model=str(tiny_bert_folder))
+    with pytest.raises(InputError, match=r"other and cannot train on .*one, the same data set"):
+        method.fit(tmp_path / "other")
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    with pytest.raises(InputError, match=r"learning rate 1e\+30: lower it"):
+        SASRec(dim=8, n_layers=1, max_epochs=1, learning_rates=(1e30,)).fit(folder)

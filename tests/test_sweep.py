@@ -170,6 +170,14 @@ def test_other_sentences_or_another_adapter_are_run_again(here, pretend, capsys)
     (here / "adapter/adapter_model.safetensors").write_bytes(b"2")
     sweep.main(SMALL)
     assert len(pretend.args) == 3
+    (here / "adapter/adapter_config.json").write_text('{"lora_alpha": 8}')
+    sweep.main(SMALL)
+    (here / "base.yaml").write_text("model: {patterns: p/more.yaml, llm: [adapter, model]}\n")
+    sweep.main(SMALL)
+    (here / "model").mkdir()
+    (here / "model/config.json").write_text("{}")
+    sweep.main(SMALL)
+    assert len(pretend.args) == 6
 
 
 def test_a_spent_budget_ends_a_sweep(pretend, monkeypatch):

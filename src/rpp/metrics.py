@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, norm, permutation_test
+from scipy.stats import binom, bootstrap, norm, permutation_test
 from torch import Tensor
 
 from rpp.types import Episode, Ranking
@@ -102,7 +102,8 @@ def chance_interval(
 
     .. math:: \mu \pm z \sigma / \sqrt{n}
 
-    with the exact mean and standard deviation of the metric over all ranks.
+    with the exact mean and standard deviation of the metric over all ranks; for a metric that is
+    either 0 or 1 the exact binomial interval.
 
     Args:
         name: Name of a metric.
@@ -111,9 +112,16 @@ def chance_interval(
         confidence: Probability mass of the interval, two-sided.
     """
     values = METRICS[name](torch.arange(1, n_candidates + 1, dtype=torch.float64))
+    if set(values.tolist()) <= {0.0, 1.0}:
+        low, high = binom.interval(confidence, n_users, float(values.mean()))
+        return float(low) / n_users, float(high) / n_users
     spread = float(values.std(correction=0)) / n_users**0.5
     low, high = norm.interval(confidence, loc=float(values.mean()), scale=spread)
     return float(low), float(high)
+
+
+RESAMPLES_AT_ONCE = 250
+"""Resamples in memory together: they hold a number for every user each."""
 
 
 class Interval(NamedTuple):
@@ -148,7 +156,7 @@ def mean_interval(
         return Interval(mean, mean, mean)
     result = bootstrap(
         (sample,), np.mean, confidence_level=confidence, method="percentile",
-        n_resamples=5000, rng=np.random.default_rng(seed),
+        n_resamples=5000, batch=RESAMPLES_AT_ONCE, rng=np.random.default_rng(seed),
     )  # fmt: skip
     low, high = result.confidence_interval
     return Interval(mean, float(low), float(high))
@@ -168,14 +176,14 @@ def paired_p_value(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> float:
         seed: Of the resampling.
 
     Returns:
-        1 if no user differs.
+        1 if no user differs, or if there is a single one: either sign is as extreme.
     """
     difference = (ours - theirs).numpy()
     difference = difference[np.isfinite(difference)]
-    if not difference.any():
+    if len(difference) < 2 or not difference.any():
         return 1.0
     test = permutation_test(
         (difference,), np.mean, permutation_type="samples", n_resamples=9999,
-        rng=np.random.default_rng(seed),
+        batch=RESAMPLES_AT_ONCE, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(test.pvalue)

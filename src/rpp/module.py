@@ -353,8 +353,10 @@ class RPPModule(LightningModule):
         by_step = [gather_rows(r.compute().reshape(-1)).sort().values for r in self.val_ranks]
         for ranks in self.val_ranks:
             ranks.reset()
-        scores = torch.stack([ndcg(ranks, self.n_candidates).nanmean() for ranks in by_step])
-        best = int(scores.nan_to_num(-1).argmax())
+        rewards = [ndcg(ranks, self.n_candidates) for ranks in by_step]
+        scores = torch.stack([each.nanmean() for each in rewards])
+        # no answer counts 0 in the choice, else the users who got none would decide it
+        best = int(torch.stack([each.nan_to_num(0).mean() for each in rewards]).argmax())
         self.inference_steps.fill_(best + 1)
         for name, metric in METRICS.items():
             shown = name in ("ndcg@10", "hr@5")
@@ -419,8 +421,9 @@ class RPPModule(LightningModule):
             # all at once, so that a user's prompts share work; rows of users, a column per prompt
             asked = self._ask_static(self._own_validation_users(), drawn)
             rewards = self._reward(asked).reshape(-1, len(drawn))
-            scores = gather_rows(rewards).nanmean(0)
-            best = int(scores.nan_to_num(-1).argmax())
+            # no answer counts 0: left out, a prompt could win by the few users it got one for
+            scores = gather_rows(rewards).nan_to_num(0).mean(0)
+            best = int(scores.argmax())
             if self.logger is not None:
                 self.logger.log_metrics({"val/best_static_reward": float(scores[best])}, step=0)
         self.static_actions.copy_(torch.tensor(drawn[best].actions))

@@ -137,8 +137,12 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     return record
 
 
+WEIGHTS = ("*.safetensors", "*.bin", "*config.json")
+"""Files of a model's or an adapter's folder that its replies depend on."""
+
+
 def files_named(configs: Sequence[str]) -> list[Path]:
-    """Configuration files and the files they name, sentences and adapters, theirs in turn too.
+    """Configuration files and the files they name, sentences and models, theirs in turn too.
 
     A name is relative to the working folder or, in a patterns file, to the file's own.
     """
@@ -149,18 +153,18 @@ def files_named(configs: Sequence[str]) -> list[Path]:
         if path in found:
             continue
         if path.is_dir():
-            waiting += sorted(path.glob("*.safetensors"))
+            waiting += [file for kind in WEIGHTS for file in sorted(path.glob(kind))]
             continue
         found[path] = None
         if path.suffix == ".yaml":
             for name in _texts(yaml.safe_load(path.read_text(encoding="utf-8"))):
                 places = (Path(name), path.parent / name) if len(name) < 200 else ()
-                waiting += [each for each in places if each.is_file() or _is_adapter(each)]
+                waiting += [each for each in places if each.is_file() or _is_model(each)]
     return sorted(found)
 
 
-def _is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file()
+def _is_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -43,6 +43,7 @@ class TrainingData:
 
     Attributes:
         folder: The prepared folder.
+        name: Name of the data set; empty for data of the user's own.
         users: User of each training interaction, ascending; shape ``(n_interactions,)``.
         items: Item of each, a user's oldest first; shape ``(n_interactions,)``.
         n_users: Number of users, with or without training interactions.
@@ -52,6 +53,7 @@ class TrainingData:
     """
 
     folder: Path
+    name: str
     users: NDArray[np.int64]
     items: NDArray[np.int64]
     n_users: int
@@ -67,14 +69,17 @@ class TrainingData:
             InputError: If the folder is incomplete or holds no training interaction.
         """
         folder = Path(folder)
-        fingerprint = load_summary(folder).get("fingerprint")
+        summary = load_summary(folder)
+        fingerprint = summary.get("fingerprint")
         if not fingerprint:
             raise InputError(f"{folder} has no fingerprint of its data: prepare it again")
         users, items = load_training_pairs(folder)
         if not len(users):
             raise InputError(f"{folder} has no training interactions: lower min_interactions")
+        name = str(summary.get("settings", {}).get("name", ""))
         return cls(
             folder,
+            "" if name == "custom" else name,
             users,
             items,
             load_users(folder).height,

@@ -9,7 +9,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from rpp.baselines.base import Recommender, Scorer, TrainingData
-from rpp.baselines.sequential import SequenceEncoder, SequentialModel, seeded, train
+from rpp.baselines.sequential import (
+    SequenceEncoder,
+    SequentialModel,
+    check_sizes,
+    seeded,
+    train,
+)
 from rpp.baselines.weights import load_weights
 from rpp.baselines.windows import WindowBatches
 from rpp.types import InputError
@@ -89,6 +95,10 @@ class SASRec(Recommender):
     ) -> None:
         if not learning_rates:
             raise InputError("SASRec needs a learning rate")
+        check_sizes(
+            self.name, dim, n_heads, n_layers=n_layers, inner_dim=inner_dim, max_length=max_length,
+            batch_size=batch_size, max_epochs=max_epochs, patience=patience,
+        )  # fmt: skip
         self.dim = dim
         self.n_layers = n_layers
         self.n_heads = n_heads

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rpp.baselines.base import candidate_items, past_items, validation_ndcg
 from rpp.baselines.windows import PAD, WindowBatches
-from rpp.types import Episode
+from rpp.types import Episode, InputError
 
 MONITOR = "val/ndcg@10"
 
@@ -199,9 +199,26 @@ def train(
             ],
         ).fit(model, batches)
     value, state = model.best
+    if not all(weight.isfinite().all() for weight in state.values() if weight.is_floating_point()):
+        raise InputError(f"training left the numbers with learning rate {model.lr:g}: lower it")
     model.cpu().load_state_dict(state)
     model.eval()
     return value
+
+
+def check_sizes(name: str, dim: int, n_heads: int, **sizes: int) -> None:
+    """Refuse sizes of which no model or no training can be made.
+
+    Raises:
+        InputError: If one is below 1, or the heads do not share the width evenly.
+    """
+    for setting, value in {"dim": dim, "n_heads": n_heads, **sizes}.items():
+        if value < 1:
+            raise InputError(f"{name}'s {setting} is {value}: choose 1 or more")
+    if dim % n_heads:
+        raise InputError(
+            f"{name}'s dim is {dim} and n_heads {n_heads}: choose a width that the heads share"
+        )
 
 
 @contextmanager

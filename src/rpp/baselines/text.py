@@ -24,7 +24,13 @@ from torch import Tensor
 
 from rpp.agents.state import PromptEncoder
 from rpp.baselines.base import Recommender, Scorer, TrainingData
-from rpp.baselines.sequential import SequenceEncoder, SequentialModel, seeded, train
+from rpp.baselines.sequential import (
+    SequenceEncoder,
+    SequentialModel,
+    check_sizes,
+    seeded,
+    train,
+)
 from rpp.baselines.weights import load_weights, read_weights, translate_encoder, weights_file
 from rpp.baselines.windows import WindowBatches
 from rpp.types import Episode, InputError, Item
@@ -115,6 +121,11 @@ class TextRecommender(Recommender):
                 f"{self.name} needs either sources, prepared folders of other data sets to train"
                 " on, or a file of weights"
             )
+        check_sizes(
+            self.name, dim, n_heads, n_layers=n_layers, inner_dim=inner_dim, max_length=max_length,
+            batch_size=batch_size, max_windows=max_windows, max_epochs=max_epochs,
+            patience=patience,
+        )  # fmt: skip
         self.sources = sources
         self.weights = weights
         self.text_model = text_model
@@ -148,10 +159,12 @@ class TextRecommender(Recommender):
         """Train on the sources or read the weights; then represent the titles of these data."""
         sources = [TrainingData.read(Path(source)) for source in self.sources]
         for source in sources:
-            if source.folder.resolve() == data.folder.resolve():
+            if source.folder.resolve() == data.folder.resolve() or (
+                source.name and source.name == data.name
+            ):
                 raise InputError(
-                    f"{self.name} is to be compared on {data.folder} and cannot train on it: take"
-                    " it out of sources"
+                    f"{self.name} is to be compared on {data.folder} and cannot train on"
+                    f" {source.folder}, the same data set: take it out of sources"
                 )
         encodings = encode_titles(data, self.text_model, self.pooling)
 

@@ -1,12 +1,14 @@
 """Rankers without skill, measured before any method: they must score chance.
 
-Each goes the way of every prompt method, and a recommender that knows nothing the way of every
+Each goes the way of every prompt method: replies are read from texts that list the candidates,
+scores by the decoding of the comparison. A recommender that knows nothing goes the way of every
 recommender. A score that is not chance means that the order of the candidates, the parser or the
 tie-breaking knows the target, and then no figure of the table would mean anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
@@ -17,9 +19,10 @@ from torch import Tensor
 from rpp.baselines.base import rank
 from rpp.comparison.base import Task
 from rpp.comparison.static import RandomPolicy
+from rpp.llms.base import LanguageModel, ScriptedLanguageModel
 from rpp.llms.controls import Behaviour, ControlLanguageModel
 from rpp.metrics import METRICS, chance, chance_interval, target_ranks
-from rpp.ranker import Ranker
+from rpp.ranker import Decoding, Ranker
 from rpp.types import Episode, final_scoring
 
 CHECKED = ("ndcg@1", "ndcg@5", "ndcg@10")
@@ -34,14 +37,42 @@ def control_ranks(task: Task, episodes: Sequence[Episode]) -> dict[str, Tensor]:
     The only place that looks at test targets before the methods have chosen; all that comes of
     it is whether there will be a table.
     """
-    rankings = {
-        "knows nothing": rank(torch.zeros(len(episodes), _n_candidates(episodes)), episodes)
+    nothing = torch.zeros(len(episodes), _n_candidates(episodes))
+    rankings = {"knows nothing": rank(nothing, episodes, seed=1)}
+    rankers = {
+        behaviour: _beside(task.ranker, ControlLanguageModel(behaviour), "generate")
+        for behaviour in get_args(Behaviour)
     }
-    for behaviour in get_args(Behaviour):
-        ranker = Ranker(ControlLanguageModel(behaviour), "generate")
-        rankings[behaviour] = RandomPolicy().learn(replace(task, ranker=ranker))(episodes)
+    if task.ranker.decoding != "generate":
+        for scorer in (scores_all_alike, scores_at_random):
+            llm = ScriptedLanguageModel(scorer=scorer, name=scorer.__name__)
+            rankers[scorer.__name__] = _beside(task.ranker, llm, task.ranker.decoding)
+    for name, ranker in rankers.items():
+        rankings[name] = RandomPolicy().learn(replace(task, ranker=ranker))(episodes)
     with final_scoring():
         return {name: target_ranks(each, episodes) for name, each in rankings.items()}
+
+
+def scores_all_alike(prompt: str, text: str) -> float:
+    """No candidate is any better than another."""
+    return -1.0
+
+
+def scores_at_random(prompt: str, text: str) -> float:
+    """A number drawn by prompt and text."""
+    return -int(hashlib.sha256(f"{prompt}{text}".encode()).hexdigest()[:8], 16) / 2**32
+
+
+def _beside(ranker: Ranker, llm: LanguageModel, decoding: Decoding) -> Ranker:
+    """A ranker that differs in the language model and perhaps in the decoding."""
+    return Ranker(
+        llm,
+        decoding,
+        show_candidates=ranker.display.show_candidates or decoding != "likelihood",
+        per_character=ranker.per_character,
+        layout=ranker.display.layout,
+        seed=ranker.seed,
+    )
 
 
 def suspicious(ranks: dict[str, Tensor], n_candidates: int) -> list[str]:

@@ -86,8 +86,12 @@ class Policy(PromptMethod):
             if self.module.refiner is not None:  # before the fit: reused weights need them too
                 _ = self.module.refiner.refinements
             n_before = task.ranker.n_prompts
-            load_or_make(folder / f"{_file_name(self.name)}.safetensors", self._about(), self._load,
-                         lambda: self._fit(task, folder))  # fmt: skip
+            load_or_make(
+                folder / f"{_file_name(self.name)}.safetensors",
+                self._about(task.data.reshuffle),
+                self._load,
+                lambda: self._fit(task, folder),
+            )
         self.n_prompts_reused = self.n_prompts_fit - (task.ranker.n_prompts - n_before)
         return self._rank
 
@@ -100,13 +104,18 @@ class Policy(PromptMethod):
         )
         return n_learners + n_checks + n_users * module.n_steps
 
-    def _about(self) -> dict[str, str]:
+    def _about(self, reshuffle: bool) -> dict[str, str]:
         """What the weights depend on."""
         module = self.module
         values = {name: vars(module).get(name) for name in _parameters(type(module))}
         settings: dict[str, Any] = {
             name: value for name, value in values.items() if isinstance(value, int | float | str)
-        } | {"max_epochs": self.max_epochs, "batch_size": self.batch_size}
+        }
+        settings |= {
+            "max_epochs": self.max_epochs,
+            "batch_size": self.batch_size,
+            "reshuffle": reshuffle,
+        }
         belonging = {key: each for key, each in module.belonging.items() if "file" not in key}
         return {
             "settings": json.dumps(settings, sort_keys=True),

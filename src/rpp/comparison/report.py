@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -24,7 +25,6 @@ from rpp.comparison.controls import CHECKED
 from rpp.comparison.module import Comparison, Cost
 from rpp.comparison.policy import Policy
 from rpp.comparison.published import PAPER, PUBLISHED, Figures
-from rpp.llms.base import LanguageModelStop
 from rpp.metrics import (
     CHANCE,
     METRICS,
@@ -37,7 +37,7 @@ from rpp.metrics import (
     target_ranks,
 )
 from rpp.terminal import abbreviated, score_table
-from rpp.types import final_scoring
+from rpp.types import InputError, TargetAccessError, final_scoring
 
 ORACLE = " (oracle)"
 """Stands behind the name of a method that looks at the test targets."""
@@ -117,18 +117,19 @@ class ComparisonReport(Callback):
         self.folder = Path(folder)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Report the methods that were through before a budget or the user ended the run.
+        """Report the methods that were through before a budget, the user or a fault ended the run.
 
-        What is whole of an earlier run stays. An interrupted fit inside the comparison ends as
-        ``SystemExit``.
+        What is whole of an earlier run stays. There is no report where a control has skill or a
+        method has looked at a test target.
         """
-        ended = isinstance(exception, LanguageModelStop | KeyboardInterrupt | SystemExit)
-        if ended and trainer.testing:
+        unsound = isinstance(exception, InputError | TargetAccessError)
+        if trainer.testing and not unsound:
             self._report(trainer, pl_module, self.folder / UNFINISHED)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print and write."""
         self._report(trainer, pl_module, self.folder)
+        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
 
     def _report(self, trainer: Trainer, pl_module: Any, folder: Path) -> None:
         if not isinstance(pl_module, Comparison) or not pl_module.results:
@@ -328,7 +329,7 @@ def _figures(
     """Charts by file name."""
     scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in table}
     scores[CHANCE] = chance_row(n_candidates)
-    figures = {"methods": charts.methods(scores)}
+    figures = {"comparison": charts.methods(scores)}
     policies = [r.method for r in comparison.results if isinstance(r.method, Policy)]
     by_position = {
         name: METRICS["ndcg@10"](values)

@@ -55,9 +55,9 @@ class Enumeration(PromptMethod):
         users = task.data.episodes("validation")
         episodes = [episode for episode in users for _ in drawn]
         ranks = target_ranks(_ask(task, episodes, drawn * len(users)), episodes)
-        # of no answer at all comes nothing: the mean over the users who got one
-        scores = ndcg(ranks, len(users[0].candidates)).reshape(len(users), len(drawn)).nanmean(0)
-        best = drawn[int(scores.nan_to_num(-1).argmax())]
+        # no answer counts 0: left out, it would let a prompt win by the few users it got one for
+        scores = ndcg(ranks, len(users[0].candidates)).nan_to_num(0)
+        best = drawn[int(scores.reshape(len(users), len(drawn)).mean(0).argmax())]
         return lambda asked: _ask(task, asked, [best] * len(asked))
 
     def n_calls(self, task: Task, n_users: int) -> int:
