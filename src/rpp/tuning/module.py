@@ -46,10 +46,12 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 CARD = """# LoRA adapter of {base_model}, tuned on {data}
 
-Made by `rpp.tuning`: packed histories or ranking instructions from the training interactions of
-{n_users} users; nobody who validates or tests the policy, and no one's last two interactions.
-{n_sequences} sequences, {steps} steps, data seed {seed}. `tuning.json` beside this file has the
-scores on validation interactions and how they rose.
+Made by `rpp.tuning`: {kind} from the training interactions of {n_users} users;
+nobody who validates or tests the policy, and no one's last two interactions. {n_sequences} sequences,
+{steps} steps, data seed {seed}; it began with {start}. `tuning.json` beside this file has
+the scores on validation interactions, how they rose, and hashes of the users left out.
+
+Use: `environment.llm.init_args.adapter: FOLDER`{use}.
 
 The adapter is licensed like the code of this project. What it was tuned on is not: MovieLens, for
 one, may be used for research only, and so may what is derived from it.
@@ -344,7 +346,19 @@ class RankingAdapter(LightningModule):
             LEFT_OUT: marks(data.left_out),
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        (folder / "README.md").write_text(CARD.format(**about), encoding="utf-8")
+        (folder / "README.md").write_text(self._card(about), encoding="utf-8")
+
+    def _card(self, about: dict[str, Any]) -> str:
+        """What the adapter is, in words."""
+        shown = self.trainer.datamodule.display.show_candidates  # type: ignore[attr-defined]
+        return CARD.format(
+            **about,
+            kind="rankings of listed candidates" if shown else "packed histories",
+            start="fresh weights" if self.start is None else f"the adapter in `{self.start}`",
+            use=""
+            if shown
+            else ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`",
+        )
 
     # -- checkpoints -------------------------------------------------------------------------
 
