@@ -47,9 +47,10 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 CARD = """# LoRA adapter of {base_model}, tuned on {data}
 
 Made by `rpp.tuning`: {kind} from the training interactions of {n_users} users;
-nobody who validates or tests the policy, and no one's last two interactions. {n_sequences} sequences,
-{steps} steps, data seed {seed}; it began with {start}. `tuning.json` beside this file has
-the scores on validation interactions, how they rose, and hashes of the users left out.
+nobody who validates or tests the policy, and no one's last two interactions.
+{n_sequences} sequences, {steps} steps, data seed {seed}; it began with {start}.
+`tuning.json` beside this file has the scores on validation interactions, how they rose, and hashes
+of the users left out.
 
 Use: `environment.llm.init_args.adapter: FOLDER`{use}.
 
@@ -57,6 +58,9 @@ The adapter is licensed like the code of this project. What it was tuned on is n
 one, may be used for research only, and so may what is derived from it.
 """
 """What lies beside an adapter's weights, in words."""
+
+HIDDEN = ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`"
+"""How a model is asked that has learnt titles and no lists."""
 
 
 class RankingAdapter(LightningModule):
@@ -355,9 +359,7 @@ class RankingAdapter(LightningModule):
             **about,
             kind="rankings of listed candidates" if shown else "packed histories",
             start="fresh weights" if self.start is None else f"the adapter in `{self.start}`",
-            use=""
-            if shown
-            else ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`",
+            use="" if shown else HIDDEN,
         )
 
     # -- checkpoints -------------------------------------------------------------------------
