@@ -43,23 +43,23 @@ class TrainingData:
 
     Attributes:
         folder: The prepared folder.
-        name: Name of the data set; empty for data of the user's own.
         users: User of each training interaction, ascending; shape ``(n_interactions,)``.
         items: Item of each, a user's oldest first; shape ``(n_interactions,)``.
         n_users: Number of users, with or without training interactions.
         titles: Title of each item.
         validation: Episodes that may choose a setting.
         fingerprint: Of items, training interactions and validation episodes.
+        name: Name of the data set; empty for data of the user's own.
     """
 
     folder: Path
-    name: str
     users: NDArray[np.int64]
     items: NDArray[np.int64]
     n_users: int
     titles: tuple[str, ...]
     validation: tuple[Episode, ...]
     fingerprint: str
+    name: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
@@ -79,13 +79,13 @@ class TrainingData:
         name = str(summary.get("settings", {}).get("name", ""))
         return cls(
             folder,
-            "" if name == "custom" else name,
             users,
             items,
             load_users(folder).height,
             tuple(load_titles(folder)),
             tuple(load_episodes(folder, "validation")),
             str(fingerprint),
+            "" if name == "custom" else name,
         )
 
     @property
