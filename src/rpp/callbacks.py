@@ -119,10 +119,9 @@ class RewardEnvironment(Callback):
                     "no language model: set environment.llm.class_path, for example by --config"
                     " conf/llm/smollm2.yaml"
                 )
-            for llm in (self.llm, self.refiner):
+            for llm in {id(llm): llm for llm in (self.llm, self.refiner)}.values():
                 if isinstance(llm, HuggingFaceLanguageModel):
                     llm.place(trainer.strategy.root_device, self.memory_gb)
-            for llm in {id(llm): llm for llm in (self.llm, self.refiner)}.values():
                 if isinstance(llm, LanguageModel):
                     llm.share(trainer.world_size)
             folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()

@@ -354,7 +354,6 @@ class RPPModule(LightningModule):
         for ranks in self.val_ranks:
             ranks.reset()
         rewards = [ndcg(ranks, self.n_candidates) for ranks in by_step]
-        scores = torch.stack([each.nanmean() for each in rewards])
         # no answer counts 0 in the choice, else the users who got none would decide it
         best = int(torch.stack([each.nan_to_num(0).mean() for each in rewards]).argmax())
         self.inference_steps.fill_(best + 1)
@@ -364,8 +363,8 @@ class RPPModule(LightningModule):
             score = float(metric(by_step[best]).nanmean())
             self.log(f"val/{name}", score, prog_bar=shown, sync_dist=True)
         self.log("val/inference_steps", float(best + 1), sync_dist=True)
-        for step, score in enumerate(scores):
-            self.log(f"val_ndcg_by_step/{step:02d}", float(score), sync_dist=True)
+        for step, each in enumerate(rewards):
+            self.log(f"val_ndcg_by_step/{step:02d}", float(each.nanmean()), sync_dist=True)
 
     def n_calls(self, stage: Literal["fit", "test"]) -> int | None:
         """Largest number of calls to the language model; ``None`` without ``max_epochs``."""

@@ -23,6 +23,7 @@ from rpp import charts
 from rpp.cli import check_yaml, run
 from rpp.data.collaborative import VECTORS_FILE
 from rpp.llms.base import LanguageModelStop
+from rpp.llms.huggingface import content_name
 from rpp.metrics import CHANCE, METRICS, Interval, chance
 from rpp.terminal import remark
 from rpp.types import InputError
@@ -108,7 +109,10 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     report, mark = folder / "comparison.json", folder / "finished.json"
     about = {
         "arguments": sweep.arguments(value),
-        "files": {str(path): sha256(path) for path in files_named(sweep.configs)},
+        "files": {
+            str(path): content_name(str(path)) if path.is_dir() else sha256(path)
+            for path in files_named(sweep.configs)
+        },
     }
     if not again and mark.is_file() and report.is_file():
         if json.loads(mark.read_text()) == about:
@@ -137,12 +141,8 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     return record
 
 
-WEIGHTS = ("*.safetensors", "*.bin", "*config.json")
-"""Files of a model's or an adapter's folder that its replies depend on."""
-
-
 def files_named(configs: Sequence[str]) -> list[Path]:
-    """Configuration files and the files they name, sentences and models, theirs in turn too.
+    """Configuration files, the files and folders of models they name, theirs in turn too.
 
     A name is relative to the working folder or, in a patterns file, to the file's own.
     """
@@ -151,9 +151,6 @@ def files_named(configs: Sequence[str]) -> list[Path]:
     while waiting:
         path = waiting.pop()
         if path in found:
-            continue
-        if path.is_dir():
-            waiting += [file for kind in WEIGHTS for file in sorted(path.glob(kind))]
             continue
         found[path] = None
         if path.suffix == ".yaml":

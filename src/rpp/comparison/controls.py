@@ -8,7 +8,6 @@ tie-breaking knows the target, and then no figure of the table would mean anythi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
@@ -20,7 +19,7 @@ from rpp.baselines.base import rank
 from rpp.comparison.base import Task
 from rpp.comparison.static import RandomPolicy
 from rpp.llms.base import LanguageModel, ScriptedLanguageModel
-from rpp.llms.controls import Behaviour, ControlLanguageModel
+from rpp.llms.controls import Behaviour, ControlLanguageModel, scores_all_alike, scores_at_random
 from rpp.metrics import METRICS, chance, chance_interval, target_ranks
 from rpp.ranker import Decoding, Ranker
 from rpp.types import Episode, final_scoring
@@ -51,16 +50,6 @@ def control_ranks(task: Task, episodes: Sequence[Episode]) -> dict[str, Tensor]:
         rankings[name] = RandomPolicy().learn(replace(task, ranker=ranker))(episodes)
     with final_scoring():
         return {name: target_ranks(each, episodes) for name, each in rankings.items()}
-
-
-def scores_all_alike(prompt: str, text: str) -> float:
-    """No candidate is any better than another."""
-    return -1.0
-
-
-def scores_at_random(prompt: str, text: str) -> float:
-    """A number drawn by prompt and text."""
-    return -int(hashlib.sha256(f"{prompt}{text}".encode()).hexdigest()[:8], 16) / 2**32
 
 
 def _beside(ranker: Ranker, llm: LanguageModel, decoding: Decoding) -> Ranker:

@@ -129,7 +129,6 @@ class ComparisonReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print and write."""
         self._report(trainer, pl_module, self.folder)
-        shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
 
     def _report(self, trainer: Trainer, pl_module: Any, folder: Path) -> None:
         if not isinstance(pl_module, Comparison) or not pl_module.results:
@@ -182,6 +181,7 @@ class ComparisonReport(Callback):
         }
         (folder / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
         console.print(f"Written to {folder}", markup=False)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # the whole takes a part's place
 
 
 def as_frame(table: Sequence[Row], n_candidates: int) -> pl.DataFrame:

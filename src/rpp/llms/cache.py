@@ -11,6 +11,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
@@ -74,11 +75,10 @@ class ReplyCache:
         connection = sqlite3.connect(
             self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
         )
-        if self.path is None:
-            self._prepare(connection)
-            return connection
-        try:  # one process after the other: a change of the journal does not wait for a lock
-            with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+        # one process after the other: a change of the journal does not wait for a lock
+        lock = FileLock(f"{self.path}.lock") if self.path else nullcontext()
+        try:
+            with lock:
                 self._prepare(connection)
         except BaseException:
             connection.close()

@@ -49,6 +49,16 @@ def says_nothing(prompt: str) -> str:
     return "I cannot help with that."
 
 
+def scores_all_alike(prompt: str, text: str) -> float:
+    """No candidate is any better than another."""
+    return -1.0
+
+
+def scores_at_random(prompt: str, text: str) -> float:
+    """A number drawn by prompt and text."""
+    return -int(hashlib.sha256(f"{prompt}{text}".encode()).hexdigest()[:8], 16) / 2**32
+
+
 Behaviour = Literal[
     "copies_the_list",
     "echoes_on_one_line",

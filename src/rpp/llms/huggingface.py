@@ -130,9 +130,9 @@ class HuggingFaceLanguageModel(LanguageModel):
     def fingerprint(self) -> str:
         """Model, revision, adapter, template, precision, sampling; a hash of local files."""
         names: dict[str, str | float | None] = {
-            "model": _content_name(self.model_name),
+            "model": content_name(self.model_name),
             "revision": self.revision,
-            "adapter": self.adapter and _content_name(self.adapter),
+            "adapter": self.adapter and content_name(self.adapter),
             "template": self.template,
             "dtype": str(self.dtype),
             "quantization": self.quantization,
@@ -266,12 +266,10 @@ class HuggingFaceLanguageModel(LanguageModel):
             after: What stands before it, the last character is enough: SentencePiece spells a
                 text by itself in another way, with a blank before it.
         """
-        before, both = (
-            list(self.tokenizer(each, add_special_tokens=False).input_ids)
-            for each in (after, after + text)
-        )
-        if both[: len(before)] == before:
-            return both[len(before) :]
+        before, both = self._plain_ids(after) if after else [], self._plain_ids(after + text)
+        return both[len(before) :] if both[: len(before)] == before else self._plain_ids(text)
+
+    def _plain_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @cached_property
@@ -436,7 +434,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         return scores
 
 
-def _content_name(name: str) -> str:
+def content_name(name: str) -> str:
     """A hub id as it is; a local folder by what lies in it."""
     folder = Path(name)
     if not folder.is_dir():
