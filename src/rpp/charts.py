@@ -72,7 +72,7 @@ def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     axis.axvline(table[CHANCE]["ndcg@10"].mean, label=CHANCE, **DASHED)
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_xlabel("NDCG@10 of test users, 95 % bootstrap interval")
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1))  # above, where it hides no interval
     return figure
 
 
