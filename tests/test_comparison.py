@@ -484,8 +484,8 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     source = DataSettings("games", str(games(here / "raw")), min_interactions=0,
                           n_train_users=4, n_validation_users=4, n_test_users=4)  # fmt: skip
     prepare(source, here / "data/games")
-    args = ["test", "--config", "conf/compare.yaml", "--config", "conf/compare_text.yaml"]
-    args += ["--config", "few.yaml"]
+    files = ("conf/compare.yaml", "conf/compare_text.yaml", "conf/compare_refined.yaml", "few.yaml")
+    args = ["test", *(word for file in files for word in ("--config", file))]
     small = yaml.safe_load((here / "small.yaml").read_text())
     (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
     main(args)
@@ -493,6 +493,9 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     first = said.out
     for name in ("Pop", "SASRec", "UniSRec", "manual prompt", "best of 64 static", "RPP+", "PPO-1"):
         assert f"\n{name} " in first, name
+    for pattern in ("role", "history", "reasoning", "format"):
+        assert f"\nRPP, {pattern} alone " in first
+        assert f"\nRPP+, {pattern} alone " in first
     assert "Left out: VQ-Rec: " in first  # its 256 codes need as many titles
     # RPP's first state is the recommender's vectors
     assert said.err.count("Training LightGCN") == 1

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -556,6 +557,33 @@ def test_memory_that_pytorch_keeps_for_itself_counts_as_free(make, monkeypatch):
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
     assert llm._max_bytes() == int((10 + 70 - 20) * 0.8)
+
+
+def test_of_several_gpus_the_fullest_counts(make, monkeypatch):
+    llm = make(device="cuda:0", device_map="auto")
+    llm.network = SimpleNamespace(hf_device_map={"embed": 0, "layers.0": 1, "layers.1": "cpu"})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 if device == 1 else 90, 100))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert llm._max_bytes() == 24
+
+
+def test_a_model_in_parts_answers_like_a_whole_one(make):
+    """A layer that lies on disk is fetched when its turn comes; accelerate moves what enters it."""
+    whole = make(device="cpu", dtype="float32")
+    parts = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    places = {"lm_head": "cpu"} | {f"model.{part}": "cpu" for part in parts}
+    places["model.layers.1"] = "disk"
+    parts = make(device="cpu", dtype="float32", device_map=places)
+    assert parts.network.hf_device_map["model.layers.1"] == "disk"
+    assert parts.network.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    assert parts.generate(PROMPTS) == whole.generate(PROMPTS)
+    assert parts.permute(PROMPTS, [LETTERS] * len(PROMPTS)) == whole.permute(
+        PROMPTS, [LETTERS] * len(PROMPTS)
+    )
+    ours, theirs = (llm.score(PROMPTS, [LETTERS] * len(PROMPTS)) for llm in (parts, whole))
+    assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-5)
+    assert parts.fingerprint == whole.fingerprint
 
 
 @PEFT

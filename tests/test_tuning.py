@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,19 @@ def test_an_epoch_covers_the_interactions_once_and_differs_from_the_next(data):
     assert data.draw(user, 0, 0) == data.draw(user, 0, 0)
     assert data.draw(user, 0, 0) != data.draw(user, 0, 1)
     assert data.draw(user, 0, 0) != data.draw(user, 1, 0)
+
+
+def test_another_draw_seed_draws_anew_from_the_same_users(data):
+    user = next(user for user, items in data.sequences.items() if len(items) > 15)
+    before, drawn = list(chain(*data.train_dataloader())), data.draw(user, 0, 0)
+    held_out = data.left_out
+    data.draw_seed = 4
+    assert data.draw(user, 0, 0) != drawn
+    after = list(chain(*data.train_dataloader()))
+    assert after != before
+    assert sorted(after) == sorted(before)
+    data.setup("fit")
+    assert data.left_out == held_out
 
 
 def test_nobody_left_to_tune_on(data, monkeypatch):
@@ -392,6 +406,15 @@ def test_users_an_adapter_may_have_learnt_from_are_counted(data, tmp_path, wide_
     assert again.fingerprint == known  # what is told of an adapter does not change its replies
 
 
+@pytest.mark.parametrize(
+    "broken", ['{"data": "custom", ', '{"left_out": ["a"]}', '{"left_out": 3, "data": "custom"}']
+)
+def test_what_an_adapter_left_out_cannot_be_read(tmp_path, broken):
+    (tmp_path / "tuning.json").write_text(broken)
+    with pytest.raises(InputError, match=r"tuning.json does not tell whom .*: restore it"):
+        n_learnt_from(str(tmp_path), "custom", ["someone"])
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch, custom_csv, wide_llm_folder):
     monkeypatch.chdir(tmp_path)
@@ -445,6 +468,13 @@ def test_a_catalogue_smaller_than_the_list():
     made = draw_instruction(few[:3], few, {0, 1, 2}, PATTERNS, np.random.default_rng(0),
                             n_candidates=10, display=Display(answer="identifiers"))  # fmt: skip
     assert len(made.candidates) == 4
+
+
+def test_a_model_in_parts_is_not_tuned(here, capsys):
+    options = ["--config", "small.yaml", "--model.llm.device_map", "auto"]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", "conf/llm_tuning/ml-1m.yaml", *options])
+    assert "a model is tuned on one device: " in capsys.readouterr().err
 
 
 def test_an_adapter_to_start_from_that_is_not_there(here, capsys):

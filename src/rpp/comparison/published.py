@@ -1,4 +1,4 @@
-"""The paper's figures beside ours: NDCG@1, @5, @10 with LLaMA-2-7B-chat (Tables 2, 5 and 8).
+"""The paper's figures beside ours: NDCG@1, @5, @10 with LLaMA-2-7B-chat (Tables 2, 5, 6 and 8).
 
 Other users, other candidate lists, another language model: to look at, not to test against.
 """
@@ -24,6 +24,10 @@ ML_1M: dict[str, Figures] = {
     "RPP, history alone": (0.65, 0.72, 0.77),
     "RPP, reasoning alone": (0.78, 0.81, 0.84),
     "RPP, format alone": (0.74, 0.77, 0.82),
+    "RPP+, role alone": (0.75, 0.82, 0.84),
+    "RPP+, history alone": (0.67, 0.73, 0.78),
+    "RPP+, reasoning alone": (0.78, 0.83, 0.85),
+    "RPP+, format alone": (0.72, 0.77, 0.80),
     "RPP, mean pooling": (0.80, 0.84, 0.86),
 }
 
@@ -44,6 +48,10 @@ GAMES: dict[str, Figures] = {
     "RPP, history alone": (0.67, 0.71, 0.76),
     "RPP, reasoning alone": (0.74, 0.78, 0.80),
     "RPP, format alone": (0.67, 0.71, 0.76),
+    "RPP+, role alone": (0.74, 0.79, 0.82),
+    "RPP+, history alone": (0.66, 0.74, 0.81),
+    "RPP+, reasoning alone": (0.74, 0.78, 0.81),
+    "RPP+, format alone": (0.76, 0.79, 0.80),
     "RPP, mean pooling": (0.76, 0.79, 0.81),
 }
 
@@ -61,6 +69,10 @@ LASTFM: dict[str, Figures] = {
     "RPP, history alone": (0.81, 0.85, 0.87),
     "RPP, reasoning alone": (0.85, 0.88, 0.89),
     "RPP, format alone": (0.83, 0.86, 0.89),
+    "RPP+, role alone": (0.86, 0.89, 0.90),
+    "RPP+, history alone": (0.79, 0.86, 0.89),
+    "RPP+, reasoning alone": (0.83, 0.84, 0.88),
+    "RPP+, format alone": (0.84, 0.87, 0.91),
     "RPP, mean pooling": (0.90, 0.92, 0.93),
 }
 

@@ -123,13 +123,15 @@ class EpisodeDataModule(LightningDataModule):
         """Test users; their targets are not read."""
         return self._loader(self._episodes["test"])
 
-    def _loader(self, rows: list[Any], *, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(
+        self, rows: list[Any], *, shuffle: bool = False, seed: int | None = None
+    ) -> DataLoader[Any]:
         trainer = self.trainer
         batches = SharedBatches(
             len(rows),
             self.batch_size,
             shuffle=shuffle,
-            seed=self.settings.seed,
+            seed=self.settings.seed if seed is None else seed,
             rank=0 if trainer is None else trainer.global_rank,
             n_processes=1 if trainer is None else trainer.world_size,
         )

@@ -137,9 +137,9 @@ class Decoder:
         """
         hidden = self._pass(trees, None)
         pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
-        rows = torch.tensor([row for row, nodes, _ in pairs for _ in nodes], device=self.device)
-        columns = torch.tensor([node for _, nodes, _ in pairs for node in nodes]).to(self.device)
-        tokens = torch.tensor([token for *_, some in pairs for token in some]).to(self.device)
+        rows = torch.tensor([row for row, nodes, _ in pairs for _ in nodes]).to(hidden.device)
+        columns = torch.tensor([node for _, nodes, _ in pairs for node in nodes]).to(hidden.device)
+        tokens = torch.tensor([token for *_, some in pairs for token in some])
         owners = torch.tensor([k for k, (*_, some) in enumerate(pairs) for _ in some])
         parts = [
             self._token_log_probs(hidden[r, c], t)
@@ -154,7 +154,7 @@ class Decoder:
 
     def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden)
-        chosen = logits.gather(1, tokens[:, None]).squeeze(1)
+        chosen = logits.gather(1, tokens[:, None].to(logits.device)).squeeze(1)
         log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).cpu().double()
         return log_probs
 
@@ -175,7 +175,7 @@ class Decoder:
         paths = [path for tree in trees for path in tree.paths]
         texts = [[tree.tokens[node] for node in path] for tree in trees for path in tree.paths]
         ids, known = _pad_left(texts, self.pad)
-        columns = _pad_left(paths, 0)[0].to(self.device)
+        columns = _pad_left(paths, 0)[0]
         width = ids.shape[1]
         n_kept = width if last else width - 1
         cache = Cache(layers=[StaticLayer(width + room) for _ in range(self.n_layers)])
@@ -186,8 +186,7 @@ class Decoder:
             own = DynamicCache()
             hidden = self._pass(some, own)
             rows = torch.tensor([row for row, tree in enumerate(some) for _ in tree.paths])
-            rows = rows.to(self.device)
-            outputs.append(hidden[rows, places[:, -1]])
+            outputs.append(hidden[rows.to(hidden.device), places[:, -1].to(hidden.device)])
             parts.append((own, rows[:, None], places[:, :n_kept]))
         for number in range(self.n_layers):
             keys, values = zip(*(_gather(*part, number) for part in parts), strict=True)
@@ -282,6 +281,6 @@ def _gather(
     assert isinstance(kept, DynamicLayer)
     assert kept.keys is not None
     assert kept.values is not None
-    return kept.keys[rows, :, columns].transpose(1, 2), kept.values[rows, :, columns].transpose(
-        1, 2
-    )
+    rows, columns = rows.to(kept.keys.device), columns.to(kept.keys.device)  # layers may be apart
+    keys, values = kept.keys[rows, :, columns], kept.values[rows, :, columns]
+    return keys.transpose(1, 2), values.transpose(1, 2)

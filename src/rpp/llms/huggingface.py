@@ -54,6 +54,9 @@ class HuggingFaceLanguageModel(LanguageModel):
             AVX512-BF16 or AMX), else float16 on a GPU and float32 on a CPU.
         quantization: ``4bit`` (nf4) or ``8bit`` weights by bitsandbytes.
         device: ``auto``: the trainer's device.
+        device_map: Parts of a model too large for one GPU, by ``accelerate``: ``auto``,
+            ``balanced`` or ``sequential``, or the device of each named part; ``null``: all of it
+            is on ``device``.
         temperature: 0 is greedy; the paper uses 0.2.
         top_p: Probability mass sampled from.
         max_new_tokens: Longest reply of ``generate``.
@@ -71,6 +74,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         quantization: Literal["4bit", "8bit"] | None = None,
         device: str = "auto",
+        device_map: str | dict[str, str | int] | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_new_tokens: int = 200,
@@ -85,6 +89,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         self.dtype_name = dtype
         self.quantization = quantization
         self.device_name = device
+        self.device_map = device_map
         self.temperature = temperature
         self.top_p = top_p
         self.max_new_tokens = max_new_tokens
@@ -179,7 +184,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             AutoModelForCausalLM.from_pretrained,
             dtype=self.dtype,
             quantization_config=quantization,
-            device_map={"": str(self.device)},
+            device_map=self.device_map or {"": str(self.device)},
         )
         if self.adapter is not None:
             from peft import PeftModel
@@ -282,9 +287,10 @@ class HuggingFaceLanguageModel(LanguageModel):
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
-            kept = torch.cuda.memory_reserved(self.device)  # by PyTorch, for what comes next
-            unused = kept - torch.cuda.memory_allocated(self.device)
-            return int((torch.cuda.mem_get_info(self.device)[0] + unused) * 0.8)
+            network: Any = self.network
+            places = network.hf_device_map.values() if self.device_map else ()
+            gpus = {self.device, *places} - {"cpu", "disk"}
+            return int(min(map(_free_bytes, gpus)) * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
     @torch.inference_mode()
@@ -449,6 +455,12 @@ def content_name(name: str) -> str:
                 stream.seek(max(0, file.stat().st_size - (1 << 20)))
                 digest.update(stream.read())
     return digest.hexdigest()
+
+
+def _free_bytes(gpu: torch.device | str | int) -> int:
+    """Memory of a GPU that is free, or kept by PyTorch for what comes next."""
+    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    return int(torch.cuda.mem_get_info(gpu)[0] + unused)
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from rpp.types import InputError
+
 ABOUT = "tuning.json"
 """Stands beside the weights of an adapter that was tuned here."""
 
@@ -26,9 +28,21 @@ def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
         adapter: The adapter's folder.
         data: Name of the data set.
         user_ids: The users in question.
+
+    Raises:
+        InputError: If the file beside the adapter cannot be read.
     """
     path = Path(adapter, ABOUT)
-    about = json.loads(path.read_text()) if path.is_file() else {}
-    if LEFT_OUT not in about or about[DATA] != data:
+    if not path.is_file():
         return 0
-    return len(set(marks(user_ids)) - set(about[LEFT_OUT]))
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if LEFT_OUT not in about or about[DATA] != data:
+            return 0
+        left_out = set(about[LEFT_OUT])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not tell whom the adapter has learnt from ({error!r}): restore it, or"
+            " remove it if the adapter was not tuned on this data set"
+        ) from error
+    return len(set(marks(user_ids)) - left_out)

@@ -33,6 +33,9 @@ class InstructionDataModule(EpisodeDataModule):
         n_items: Items in a stretch.
         max_history: Longest history a prompt shows.
         display: What prompts show; without candidates *packed histories* are made.
+        draw_seed: Of the order and of what is drawn from a stretch; null means ``seed``, which
+            parts the users. A run that goes on from an adapter of the same users sees something
+            new with another one.
         **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
     """
 
@@ -43,6 +46,7 @@ class InstructionDataModule(EpisodeDataModule):
         n_items: int = 40,
         max_history: int = 20,
         display: Display = Display(show_candidates=False),  # noqa: B008 (frozen)
+        draw_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +58,7 @@ class InstructionDataModule(EpisodeDataModule):
         self.n_items = n_items
         self.max_history = max_history
         self.display = display
+        self.draw_seed = self.settings.seed if draw_seed is None else draw_seed
 
     def prepare_data(self) -> None:
         """Prepare the folder unless it is there; no collaborative vectors are needed."""
@@ -92,7 +97,7 @@ class InstructionDataModule(EpisodeDataModule):
             for user, items in self.sequences.items()
             for number in range(-(-len(items) // self.n_items))
         ]
-        return self._loader(stretches, shuffle=True)
+        return self._loader(stretches, shuffle=True, seed=self.draw_seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The policy's training and validation users."""
@@ -107,7 +112,7 @@ class InstructionDataModule(EpisodeDataModule):
 
     def draw(self, user: int, number: int, epoch: int) -> Instruction:
         """The instruction made of one stretch of one user in one epoch."""
-        rng = np.random.default_rng([self.settings.seed, epoch, user, number])
+        rng = np.random.default_rng([self.draw_seed, epoch, user, number])
         items = self.sequences[user]
         start = int(rng.integers(max(1, len(items) - self.n_items + 1)))
         return draw_instruction(

@@ -92,7 +92,7 @@ class RankingAdapter(LightningModule):
             it: a third more time for a fraction of the memory.
 
     Raises:
-        InputError: If there is no adapter to start from.
+        InputError: If there is no adapter to start from, or the model lies on several devices.
     """
 
     def __init__(
@@ -122,6 +122,11 @@ class RankingAdapter(LightningModule):
             raise InputError(
                 f"there is no adapter in {start}: tune that one first, or set"
                 " model.init_args.start to null"
+            )
+        if llm.device_map is not None:
+            raise InputError(
+                "a model is tuned on one device: set model.init_args.llm.init_args.device_map to"
+                " null; quantization: 4bit and gradient_checkpointing take less memory"
             )
         self.strict_loading = False  # a checkpoint holds the adapter alone
         self.llm = llm
