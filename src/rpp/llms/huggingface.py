@@ -287,9 +287,10 @@ class HuggingFaceLanguageModel(LanguageModel):
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
-            network: Any = self.network
-            places = network.hf_device_map.values() if self.device_map else ()
-            gpus = {self.device, *places} - {"cpu", "disk"}
+            gpus: set[Any] = {self.device}
+            if self.device_map:
+                network: Any = self.network
+                gpus |= set(network.hf_device_map.values()) - {"cpu", "disk"}
             return int(min(map(_free_bytes, gpus)) * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
