@@ -21,10 +21,11 @@ from lightning import Callback, LightningModule, Trainer
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, module, trainer
 from safetensors.torch import load_file, save_file
 
-from rpp.callbacks import Predictions, ResultsTable
+from rpp.callbacks import Predictions, ResultsTable, RewardEnvironment
 from rpp.data.shares import SharedBatches, share
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
+from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.ppo import PPOModule
 from rpp.types import InputError
 
@@ -294,6 +295,13 @@ def test_another_strategy_is_refused(tmp_path, monkeypatch):
         InputError, match=r"among 2 processes this way: set trainer\.strategy to ddp"
     ):
         trainer(tmp_path, environment(), max_epochs=1).fit(module(), MadeUpUsers(**USERS))
+
+
+def test_a_model_over_all_gpus_in_every_process_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    llm = HuggingFaceLanguageModel("anything", device_map="auto")
+    with pytest.raises(InputError, match=r"device_map: auto would lay .* set trainer.devices to 1"):
+        RewardEnvironment(llm).setup(Trainer(logger=False, accelerator="cpu"), module(), "fit")
 
 
 if __name__ == "__main__":

@@ -560,30 +560,45 @@ def test_memory_that_pytorch_keeps_for_itself_counts_as_free(make, monkeypatch):
 
 
 def test_of_several_gpus_the_fullest_counts(make, monkeypatch):
-    llm = make(device="cuda:0", device_map="auto")
-    llm.network = SimpleNamespace(hf_device_map={"embed": 0, "layers.0": 1, "layers.1": "cpu"})
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 if device == 1 else 90, 100))
+    llm = make(device="cuda", device_map="auto")
+    places = [torch.device(name) for name in ("cuda:0", "cuda:1", "cpu", "meta")]
+    weights = [SimpleNamespace(device=place) for place in places]
+    llm.network = SimpleNamespace(parameters=lambda: weights)
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (30 if device.index == 1 else 90, 100)
+    )
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     assert llm._max_bytes() == 24
 
 
-def test_a_model_in_parts_answers_like_a_whole_one(make):
-    """A layer that lies on disk is fetched when its turn comes; accelerate moves what enters it."""
+def in_parts(on_disk: str) -> dict[str, str | int]:
+    """A map of the tiny model with one part on disk, which is fetched when its turn comes."""
+    names = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    return {"lm_head": "cpu", **{f"model.{name}": "cpu" for name in names}, on_disk: "disk"}
+
+
+@pytest.mark.parametrize(
+    "places", ["auto", {"": "cpu"}, in_parts("model.layers.1"), in_parts("model.embed_tokens")]
+)
+def test_a_model_in_parts_answers_like_a_whole_one(make, places):
     whole = make(device="cpu", dtype="float32")
-    parts = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
-    places = {"lm_head": "cpu"} | {f"model.{part}": "cpu" for part in parts}
-    places["model.layers.1"] = "disk"
     parts = make(device="cpu", dtype="float32", device_map=places)
-    assert parts.network.hf_device_map["model.layers.1"] == "disk"
-    assert parts.network.model.layers[1].mlp.up_proj.weight.device.type == "meta"
+    lines = [LETTERS] * len(PROMPTS)
     assert parts.generate(PROMPTS) == whole.generate(PROMPTS)
-    assert parts.permute(PROMPTS, [LETTERS] * len(PROMPTS)) == whole.permute(
-        PROMPTS, [LETTERS] * len(PROMPTS)
-    )
-    ours, theirs = (llm.score(PROMPTS, [LETTERS] * len(PROMPTS)) for llm in (parts, whole))
-    assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-5)
+    assert parts.permute(PROMPTS, lines) == whole.permute(PROMPTS, lines)
+    ours, theirs = (torch.tensor(llm.score(PROMPTS, lines)) for llm in (parts, whole))
+    assert torch.allclose(ours, theirs, atol=1e-5)
     assert parts.fingerprint == whole.fingerprint
+    assert any(weight.is_meta for weight in parts.network.parameters()) == ("disk" in str(places))
+
+
+@PEFT
+def test_an_adapter_on_a_model_that_is_not_all_there(make, adapter_folder):
+    folder, _ = adapter_folder
+    llm = make(device="cpu", adapter=str(folder), device_map=in_parts("model.layers.1"))
+    with pytest.raises(InputError, match=r"the adapter '.*' needs all of '.*' on GPUs"):
+        llm.generate(PROMPTS)
 
 
 @PEFT

@@ -158,6 +158,11 @@ def test_another_draw_seed_draws_anew_from_the_same_users(data):
     assert data.left_out == held_out
 
 
+def test_a_draw_seed_below_zero():
+    with pytest.raises(InputError, match="draw_seed is -1: give 0 or more"):
+        InstructionDataModule(name="ml-100k", draw_seed=-1)
+
+
 def test_nobody_left_to_tune_on(data, monkeypatch):
     monkeypatch.setattr(
         "rpp.tuning.datamodule.load_training_pairs",
@@ -404,6 +409,20 @@ def test_users_an_adapter_may_have_learnt_from_are_counted(data, tmp_path, wide_
         RewardEnvironment(llm)._warn_of_learnt_users(Run)
     again = HuggingFaceLanguageModel(str(wide_llm_folder), adapter=str(tmp_path))
     assert again.fingerprint == known  # what is told of an adapter does not change its replies
+
+
+def test_whom_the_adapter_to_start_from_has_learnt_from_is_not_left_out(adapter, data, tmp_path):
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(adapter(), datamodule=data)
+    first = tmp_path / "first"
+    (tmp_path / "adapter").rename(first)
+    about = json.loads((first / "tuning.json").read_text())
+    assert (about["seed"], about["draw_seed"]) == (0, 0)
+    about["left_out"] = about["left_out"][3:]  # it learnt from three who are now left out
+    (first / "tuning.json").write_text(json.dumps(about))
+    more = adapter(start=str(first))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(more, datamodule=data)
+    known = json.loads((tmp_path / "adapter/tuning.json").read_text())["left_out"]
+    assert known == about["left_out"]
 
 
 @pytest.mark.parametrize(

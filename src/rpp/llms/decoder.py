@@ -57,7 +57,7 @@ class Decoder:
     def __init__(self, network: PreTrainedModel, pad: int) -> None:
         self.network = network
         self.pad = pad
-        self.device = network.device
+        self.device = _entrance(network)
         self.dtype = network.dtype
         config = network.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -253,6 +253,13 @@ class Decoder:
             use_cache=True,
         ).last_hidden_state
         return hidden[:, -1]
+
+
+def _entrance(network: PreTrainedModel) -> torch.device:
+    """Where tokens enter; weights that are fetched when needed lie nowhere themselves."""
+    hook = getattr(network.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return network.device if device is None else torch.device(device)
 
 
 def _window(config: Any) -> int | None:

@@ -56,7 +56,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         device: ``auto``: the trainer's device.
         device_map: Parts of a model too large for one GPU, by ``accelerate``: ``auto``,
             ``balanced`` or ``sequential``, or the device of each named part; ``null``: all of it
-            is on ``device``.
+            is on ``device``. For one learner process, and not for tuning.
         temperature: 0 is greedy; the paper uses 0.2.
         top_p: Probability mass sampled from.
         max_new_tokens: Longest reply of ``generate``.
@@ -189,6 +189,12 @@ class HuggingFaceLanguageModel(LanguageModel):
         if self.adapter is not None:
             from peft import PeftModel
 
+            if any(weight.is_meta for weight in network.parameters()):
+                raise InputError(
+                    f"the adapter {self.adapter!r} needs all of {self.model_name!r} on GPUs, and"
+                    " device_map puts a part elsewhere: use more GPUs or quantization: 4bit, or"
+                    " merge the adapter into the model first"
+                )
             try:
                 network = PeftModel.from_pretrained(network, self.adapter)
             except (OSError, ValueError, RuntimeError) as error:  # the last: of another model
@@ -287,10 +293,9 @@ class HuggingFaceLanguageModel(LanguageModel):
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
-            gpus: set[Any] = {self.device}
-            if self.device_map:
-                network: Any = self.network
-                gpus |= set(network.hf_device_map.values()) - {"cpu", "disk"}
+            gpus = {self.device}
+            if self.device_map is not None:
+                gpus = {p.device for p in self.network.parameters() if p.device.type == "cuda"}
             return int(min(map(_free_bytes, gpus)) * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
@@ -340,7 +345,7 @@ class HuggingFaceLanguageModel(LanguageModel):
                 if self.top_p < 1:
                     processors += [TopPLogitsWarper(self.top_p)]
                 some = [prompts[row] for row in rows]
-                processors += [GumbelNoise(some, self.seed, self.network.device)]
+                processors += [GumbelNoise(some, self.seed, self.decoder.device)]
             # the last token's keys and values are left out: its pass gives the first distribution
             known = self.decoder.prefill(batch.passes, self.max_new_tokens, last=False)
             width = known.ids.shape[1]
@@ -458,7 +463,7 @@ def content_name(name: str) -> str:
     return digest.hexdigest()
 
 
-def _free_bytes(gpu: torch.device | str | int) -> int:
+def _free_bytes(gpu: torch.device) -> int:
     """Memory of a GPU that is free, or kept by PyTorch for what comes next."""
     unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
     return int(torch.cuda.mem_get_info(gpu)[0] + unused)

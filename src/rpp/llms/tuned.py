@@ -21,6 +21,29 @@ def marks(user_ids: Iterable[str]) -> list[str]:
     return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in user_ids})
 
 
+def left_out_of(adapter: str, data: str) -> set[str] | None:
+    """Marks of the users of a data set whom an adapter has left out; ``None``: nothing is told.
+
+    Args:
+        adapter: The adapter's folder.
+        data: Name of the data set.
+
+    Raises:
+        InputError: If the file beside the adapter cannot be read.
+    """
+    path = Path(adapter, ABOUT)
+    if not path.is_file():
+        return None
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return set(about[LEFT_OUT]) if LEFT_OUT in about and about[DATA] == data else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not tell whom the adapter has learnt from ({error!r}): restore it, or"
+            " remove it if the adapter was not tuned on this data set"
+        ) from error
+
+
 def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
     """How many users of a data set an adapter may have learnt from; 0 if nothing is told.
 
@@ -32,17 +55,5 @@ def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
     Raises:
         InputError: If the file beside the adapter cannot be read.
     """
-    path = Path(adapter, ABOUT)
-    if not path.is_file():
-        return 0
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if LEFT_OUT not in about or about[DATA] != data:
-            return 0
-        left_out = set(about[LEFT_OUT])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} does not tell whom the adapter has learnt from ({error!r}): restore it, or"
-            " remove it if the adapter was not tuned on this data set"
-        ) from error
-    return len(set(marks(user_ids)) - left_out)
+    left_out = left_out_of(adapter, data)
+    return 0 if left_out is None else len(set(marks(user_ids)) - left_out)

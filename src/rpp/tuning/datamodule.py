@@ -33,9 +33,9 @@ class InstructionDataModule(EpisodeDataModule):
         n_items: Items in a stretch.
         max_history: Longest history a prompt shows.
         display: What prompts show; without candidates *packed histories* are made.
-        draw_seed: Of the order and of what is drawn from a stretch; null means ``seed``, which
-            parts the users. A run that goes on from an adapter of the same users sees something
-            new with another one.
+        draw_seed: Of the order and of what is drawn from a stretch; ``null``: ``seed``, which
+            parts the users. A run that goes on from an adapter sees something new if it is higher
+            by the former run's epochs or more, each of which has the next number's order.
         **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
     """
 
@@ -54,6 +54,8 @@ class InstructionDataModule(EpisodeDataModule):
             raise InputError(
                 f"n_items is {n_items} and max_history {max_history}: at least 2 and 1 are needed"
             )
+        if draw_seed is not None and draw_seed < 0:
+            raise InputError(f"draw_seed is {draw_seed}: give 0 or more")
         self.patterns = load_patterns(patterns)
         self.n_items = n_items
         self.max_history = max_history

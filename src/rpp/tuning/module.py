@@ -32,7 +32,7 @@ from transformers import get_cosine_schedule_with_warmup
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree
-from rpp.llms.tuned import ABOUT, DATA, LEFT_OUT, marks
+from rpp.llms.tuned import ABOUT, DATA, LEFT_OUT, left_out_of, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.processes import gather_rows, sums
 from rpp.prompts.compose import compose
@@ -185,6 +185,15 @@ class RankingAdapter(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_fit_start(self) -> None:
+        """Tell users left out from those whom the adapter to start from has learnt from."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.left_out = set(marks(data.left_out))
+        name = data.summary["settings"]["name"]
+        former = None if self.start is None else left_out_of(self.start, name)
+        if former is not None:
+            self.left_out &= former
 
     # -- losses ------------------------------------------------------------------------------
 
@@ -346,13 +355,14 @@ class RankingAdapter(LightningModule):
             "prepared_data": data.summary["fingerprint"],
             "n_users": len(data.sequences),
             "seed": data.settings.seed,
+            "draw_seed": data.draw_seed,
             "n_sequences": self.n_sequences,
             "steps": self.trainer.global_step,
             "validation": {
                 name: mean_interval(metric(ranks))._asdict() for name, metric in METRICS.items()
             },
             "curve": self.curve,
-            LEFT_OUT: marks(data.left_out),
+            LEFT_OUT: sorted(self.left_out),
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         (folder / "README.md").write_text(self._card(about), encoding="utf-8")
