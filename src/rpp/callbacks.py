@@ -109,8 +109,7 @@ class RewardEnvironment(Callback):
         """Build the ranker on the trainer's device and hand it to the module.
 
         Raises:
-            InputError: If the module needs a language model and there is none, or if several
-                processes would each lay one over all GPUs.
+            InputError: If the module needs a language model and there is none.
         """
         if not hasattr(pl_module, "ranker"):
             return
@@ -122,12 +121,6 @@ class RewardEnvironment(Callback):
                 )
             for llm in {id(llm): llm for llm in (self.llm, self.refiner)}.values():
                 if isinstance(llm, HuggingFaceLanguageModel):
-                    if llm.device_map is not None and trainer.world_size > 1:
-                        raise InputError(
-                            f"device_map: {llm.device_map} would lay a model of each of the"
-                            f" {trainer.world_size} processes over the same GPUs: set"
-                            " trainer.devices to 1, or device_map to null"
-                        )
                     llm.place(trainer.strategy.root_device, self.memory_gb)
                 if isinstance(llm, LanguageModel):
                     llm.share(trainer.world_size)

@@ -109,7 +109,7 @@ class EpisodeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Training users, in an order drawn anew every epoch from the data seed."""
-        return self._loader(self._episodes["train"], shuffle=True)
+        return self._loader(self._episodes["train"], shuffle_seed=self.settings.seed)
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """Validation users."""
@@ -123,15 +123,13 @@ class EpisodeDataModule(LightningDataModule):
         """Test users; their targets are not read."""
         return self._loader(self._episodes["test"])
 
-    def _loader(
-        self, rows: list[Any], *, shuffle: bool = False, seed: int | None = None
-    ) -> DataLoader[Any]:
+    def _loader(self, rows: list[Any], *, shuffle_seed: int | None = None) -> DataLoader[Any]:
         trainer = self.trainer
         batches = SharedBatches(
             len(rows),
             self.batch_size,
-            shuffle=shuffle,
-            seed=self.settings.seed if seed is None else seed,
+            shuffle=shuffle_seed is not None,
+            seed=shuffle_seed or 0,
             rank=0 if trainer is None else trainer.global_rank,
             n_processes=1 if trainer is None else trainer.world_size,
         )

@@ -109,6 +109,18 @@ class HuggingFaceLanguageModel(LanguageModel):
             self.device_name = str(device)
         self.memory_gb = memory_gb
 
+    def share(self, n_processes: int) -> None:
+        """Run in each process.
+
+        Raises:
+            InputError: If several processes would each lay a model over all GPUs.
+        """
+        if self.device_map is not None and n_processes > 1:
+            raise InputError(
+                f"device_map: {self.device_map} would lay a model of each of the {n_processes}"
+                " processes over the same GPUs: set trainer.devices to 1, or device_map to null"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the model runs."""

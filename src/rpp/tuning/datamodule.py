@@ -99,7 +99,7 @@ class InstructionDataModule(EpisodeDataModule):
             for user, items in self.sequences.items()
             for number in range(-(-len(items) // self.n_items))
         ]
-        return self._loader(stretches, shuffle=True, seed=self.draw_seed)
+        return self._loader(stretches, shuffle_seed=self.draw_seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The policy's training and validation users."""
