@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from test_cli import ROOT
 
+from data_prep.prepare import prepare
 from rpp.cli import main
+from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.episodes import load_episodes
+from rpp.llms.tuned import left_out_of, n_learnt_from
+from rpp.types import HELD_OUT
 
 pytestmark = pytest.mark.real
 
@@ -53,3 +59,20 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     assert len(rows) == 4
     assert "I have watched these movies" in json.loads(rows[0])["prompt"]
     assert "4 test users" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["conf/rpp.yaml", "conf/data/ml-100k.yaml", "conf/compare.yaml"])
+def test_the_adapter_has_not_learnt_from_those_who_are_held_out(real, file):
+    default, chosen = (
+        yaml.safe_load((real / name).read_text()) for name in ("conf/rpp.yaml", file)
+    )
+    adapter = (default | chosen)["environment"]["llm"]["init_args"]["adapter"]
+    data = EpisodeDataModule(**default["data"]["init_args"] | chosen["data"]["init_args"])
+    prepare(data.settings, data.folder)
+    held_out = [
+        episode.user_id for split in HELD_OUT for episode in load_episodes(data.folder, split)
+    ]
+    assert left_out_of(adapter, "ml-100k") is not None
+    assert n_learnt_from(adapter, "ml-100k", held_out) == 0
+    everyone = [str(user) for user in range(1, 944)]
+    assert n_learnt_from(adapter, "ml-100k", everyone) == 444
