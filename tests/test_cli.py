@@ -78,7 +78,7 @@ def test_fit_test_predict(here, capsys):
     main(command("validate"))
     main(command("test"))
     printed = capsys.readouterr().out
-    for row in ("RPP", "RPP, first step", "RPP, sampled", "random policy", "best static", "chance"):
+    for row in ("RPP", "first step", "exchanged", "random policy", "best static", "chance"):
         assert row in printed
     assert "…" not in printed  # nothing is cut off in a narrow terminal
     record = json.loads((here / "results/ml-100k/results.json").read_text())
@@ -90,7 +90,7 @@ def test_fit_test_predict(here, capsys):
     assert {"data", "policy", "environment"} == set(record["seeds"])
     header, *rows = (here / "results/ml-100k/results.csv").read_text().splitlines()
     assert header.startswith("method,ndcg@1,ndcg@1_low")
-    assert len(rows) == 6
+    assert len(rows) == 7
     main(command("predict"))
     lines = (here / "results/ml-100k/predictions.jsonl").read_text().splitlines()
     assert len(lines) == 20

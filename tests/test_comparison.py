@@ -14,7 +14,8 @@ import torch
 import yaml
 from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from pipeline import MadeUpUsers, environment, module, trainer
+from pipeline import PATTERNS as PATTERNS_FILE
+from pipeline import HashEncoder, MadeUpUsers, environment, module, trainer
 from polars.testing import assert_frame_equal
 from test_cli import here as here
 from test_data_prep import games
@@ -25,12 +26,13 @@ from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod, Task
 from rpp.comparison.controls import control_ranks, suspicious
 from rpp.comparison.module import Comparison, Cost
-from rpp.comparison.policy import Policy
+from rpp.comparison.policy import ExchangedPrompts, Policy
 from rpp.comparison.report import ComparisonReport, _cells, as_frame, rows
 from rpp.comparison.static import Enumeration, Manual, RandomPolicy
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance_interval, paired_p_value, target_ranks
+from rpp.module import RPPModule
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
@@ -203,6 +205,81 @@ def test_a_policy_finds_the_sentence_that_works(users, tmp_path):
     mine_learns = policy(users, max_epochs=25, learn=["reasoning"], entropy_coef=0.0)
     assert scored(mine_learns.learn(mine)(test), test) > 0.9
     assert scored(RandomPolicy().learn(mine)(test), test) < 0.7
+
+
+def test_a_policy_that_chooses_for_each_user_loses_when_prompts_are_exchanged(users, tmp_path):
+    """The sentence that works is one for the users of even number, another for the odd ones."""
+    other = PATTERNS.reasoning[6].replace("{n_candidates}", "10")
+    odd = {
+        frozenset(item.title for item in e.candidates) for e in users.episodes("test") if e.user % 2
+    }
+    answers = {when: knows(users, when) for when in (GOOD, other)}
+
+    def reply(prompt):
+        return answers[other if frozenset(shown_candidates(prompt)) in odd else GOOD](prompt)
+
+    class Knowing(RPPModule):
+        """Chooses what works."""
+
+        def greedy(self, state, step, episodes):
+            actions = super().greedy(state, step, episodes)
+            chosen = torch.tensor([6 if episode.user % 2 else 3 for episode in episodes])
+            actions[:, self.patterns.names.index("reasoning")] = chosen
+            return actions
+
+    def knowing():
+        made = policy(users, max_epochs=1)
+        made.module = Knowing(PATTERNS_FILE, n_steps=2, n_static_prompts=1)
+        made.module.encoder = HashEncoder()
+        return made
+
+    exchanged = ExchangedPrompts(knowing())
+    made = compare(users, tmp_path, [knowing(), exchanged], reply)
+    assert exchanged.name == "RPP, exchanged"
+    mine = task(users)
+    assert exchanged.n_calls(mine, 60) == exchanged.policy.n_calls(mine, 60) + 60
+    own, anothers = rows(made, made.target_ranks(), "")
+    assert own.scores["ndcg@10"].mean == 1
+    assert 0.5 < anothers.scores["ndcg@10"].mean < 0.9
+    assert anothers.cost.prompts == own.cost.prompts + 60  # fitted once, for both
+    report = (tmp_path / "results/comparison.md").read_text()
+    gain = 1 - anothers.scores["ndcg@10"].mean
+    assert f"RPP gains +{gain:.3f} [" in report
+    assert "over it (p below .001): what is personal." in report
+
+
+def test_prompts_are_exchanged_among_all_users(users, tmp_path):
+    """Over the bounds of batches; nobody keeps the own one; no history is longer than it is."""
+    mine = task(users)
+    asks = policy(users, max_epochs=1)
+    asks.learn(mine)
+    episodes = users.episodes("test")[:6]
+    episodes[4] = replace(episodes[4], history=episodes[4].history[:2])
+    actions = torch.tensor([[k, k, k, k] for k in range(6)]).remainder(
+        torch.tensor(PATTERNS.n_actions)
+    )
+    lengths = [3, 4, 5, 6, 2, 7]
+    played = [
+        asks.module._send(episodes[start:end], actions[start:end], lengths[start:end])
+        for start, end in ((0, 4), (4, 6))
+    ]
+    first, second = asks.module.exchange(played)
+    assert [*first.episodes, *second.episodes] == episodes
+    given = torch.cat([first.actions, second.actions]).tolist()
+    assert sorted(given) == sorted(actions.tolist())
+    assert not any(new == old for new, old in zip(given, actions.tolist(), strict=True))
+    from_whom = [actions.tolist().index(new) for new in given]
+    assert {k < 4 for k in from_whom[:4]} == {True, False}  # some are of the other batch
+    assert first.lengths + second.lengths == [
+        min(lengths[k], len(episode.history))
+        for k, episode in zip(from_whom, episodes, strict=True)
+    ]
+    assert [prompt.n_history for prompt in first.prompts] == first.lengths
+    assert asks.module.exchange(played[:1])[0].actions.tolist() != first.actions.tolist()
+    alone = [asks.module._send(episodes[:1], actions[:1], lengths[:1])]
+    assert asks.module.exchange(alone) == []
+    with pytest.raises(InputError, match="RPP, exchanged: there is a single user"):
+        ExchangedPrompts(asks).learn(mine)(episodes[:1])
 
 
 def test_a_refined_policy_needs_a_refiner_and_uses_it(users, tmp_path):

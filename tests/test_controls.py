@@ -20,7 +20,10 @@ from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, sh
 from rpp.metrics import METRICS, chance, mean_interval
 from rpp.types import TargetAccessError, final_scoring
 
-ROWS = ["RPP", "RPP, first step", "RPP, sampled", "random policy", "best static prompt"]
+ROWS = [
+    "RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged", "random policy",
+    "best static prompt",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def test_no_skill_scores_chance(users, tmp_path, reply):
         assert len(ranks) == 500
         for name in ("ndcg@1", "ndcg@5", "ndcg@10"):
             values = METRICS[name](ranks)
-            # five rankers, five rows, three columns: each interval holds with 99.9 %
+            # five rankers, six rows, three columns: each interval holds with 99.9 %
             interval = mean_interval(values, confidence=0.999)
             assert interval.low <= chance(name, 10) <= interval.high, (row, name, interval)
 

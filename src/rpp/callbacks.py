@@ -374,7 +374,9 @@ class ResultsTable(Callback):
             return
         results: dict[str, Tensor] = pl_module.results
         n_candidates = pl_module.n_candidates
-        rows = ["RPP", "RPP, first step", "RPP, sampled", "random policy", STATIC]
+        policy = ["RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged"]
+        rows = [*policy, "random policy", STATIC]
+        rows = [name for name in rows if name in results]  # a stopped test asked not for all
         table = {
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows
@@ -515,6 +517,11 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
         f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
         f" {counters.seconds:.0f} s{_priced(counters.money)}.",
     ]
+    if "RPP, exchanged" in results:
+        lines.append(
+            "RPP, exchanged: every user has the last prompt of another; what RPP gains over it is"
+            " personal."
+        )
     if counters.shortened_histories:
         lines.append(
             f"{counters.shortened_histories} prompts did not fit the model's context and showed"

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
@@ -328,6 +329,43 @@ class RPPModule(LightningModule):
                 state = self.states(self._observe(turn))
         return steps
 
+    @torch.no_grad()
+    def exchange(self, played: Sequence[Step]) -> list[Step]:
+        """Ask once more, every user with what another one ended with.
+
+        The prompts are as good on the whole as those of the policy; which user has which has
+        nothing to do with the user. What the policy gains over this is personal.
+
+        Args:
+            played: Steps in which every user stands once; of this process.
+
+        Returns:
+            A step for each, of the same users; none if there is only one user.
+        """
+        own = [
+            (episode.user, actions, length)
+            for turn in played
+            for episode, actions, length in zip(
+                turn.episodes, turn.actions.tolist(), turn.lengths, strict=True
+            )
+        ]
+        chosen = {user: rest for part in gather(own) for user, *rest in part}
+        if len(chosen) < 2:
+            return []
+        rng = np.random.default_rng([self.policy_seed, 1_000_003])
+        ring = rng.permutation(sorted(chosen)).tolist()
+        giver = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+        steps = []
+        for turn in played:
+            given = [chosen[giver[episode.user]] for episode in turn.episodes]
+            actions = torch.tensor([actions for actions, _ in given])
+            lengths = [
+                min(length, len(episode.history))
+                for (_, length), episode in zip(given, turn.episodes, strict=True)
+            ]
+            steps.append(self._send(turn.episodes, actions, lengths))
+        return steps
+
     def greedy(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
         """The most probable actions."""
         actions: Tensor = self.agents(state).actions
@@ -370,8 +408,8 @@ class RPPModule(LightningModule):
         """Largest number of calls to the language model; ``None`` without ``max_epochs``."""
         n_users = {split: len(self._episodes(split)) for split in SPLITS}
         n_sentences = 0 if self.refiner is None else len(self.refiner.patterns_of)
-        if stage == "test":  # greedy and sampled play all steps, the other two rows ask once
-            return n_sentences + n_users["test"] * (2 * int(self.inference_steps) + 2)
+        if stage == "test":  # greedy and sampled play all steps, the other three rows ask once
+            return n_sentences + n_users["test"] * (2 * int(self.inference_steps) + 3)
         n_epochs = self.trainer.max_epochs
         if n_epochs is None or n_epochs < 0:
             return None
@@ -465,6 +503,13 @@ class RPPModule(LightningModule):
             self._add_result(name, gather_rows(own))
         for replies in gather(Counter(ranking.status for ranking in greedy[-1].rankings)):
             self.replies.update(replies)
+
+    def on_test_epoch_end(self) -> None:
+        """Give every user the prompt of another."""
+        for turn in self.exchange(self.steps):
+            with final_scoring():
+                own = target_ranks(turn.rankings, turn.episodes)
+            self._add_result("RPP, exchanged", gather_rows(own))
 
     def _add_result(self, name: str, ranks: Tensor) -> None:
         before = self.results.get(name)

@@ -168,6 +168,35 @@ class Policy(PromptMethod):
         return self.played[-1].rankings
 
 
+class ExchangedPrompts(PromptMethod):
+    """What a policy chose, each user's given to another: what is left is not personal.
+
+    Args:
+        policy: The policy, fitted where it is not.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.name = f"{policy.name}, exchanged"
+
+    def learn(self, task: Task) -> Ranks:
+        """Fit the policy, or load what was fitted."""
+        play = self.policy.learn(task)
+        self.n_prompts_reused = self.policy.n_prompts_reused
+
+        def ranks(episodes: Sequence[Episode]) -> list[Ranking]:
+            if len(episodes) < 2:
+                raise InputError(f"{self.name}: there is a single user; rank at least 2")
+            play(episodes)
+            return self.policy.module.exchange(self.policy.played[-1:])[0].rankings
+
+        return ranks
+
+    def n_calls(self, task: Task, n_users: int) -> int:
+        """Those of the policy and one a user."""
+        return self.policy.n_calls(task, n_users) + n_users
+
+
 def _parameters(kind: type) -> set[str]:
     """Names of a class's constructor arguments, its parents' included."""
     return {name for each in kind.__mro__ for name in inspect.signature(each).parameters}

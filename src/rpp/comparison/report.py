@@ -23,7 +23,7 @@ from torch import Tensor
 from rpp import charts
 from rpp.comparison.controls import CHECKED
 from rpp.comparison.module import Comparison, Cost
-from rpp.comparison.policy import Policy
+from rpp.comparison.policy import ExchangedPrompts, Policy
 from rpp.comparison.published import PAPER, PUBLISHED, Figures
 from rpp.metrics import (
     CHANCE,
@@ -139,7 +139,7 @@ class ComparisonReport(Callback):
         n_users, n_candidates = len(pl_module.users), len(pl_module.users[0].candidates)
         title = f"{data['settings']['name']}, {n_users} test users, {n_candidates} candidates"
         frame = as_frame(table, n_candidates)
-        notes = _notes(pl_module, n_candidates)
+        notes = _notes(pl_module, ranks, n_candidates)
         if any(row.published for row in table):
             notes.append(PAPER)
         console = Console(highlight=False, soft_wrap=True)
@@ -291,11 +291,11 @@ def _figures_of_paper(figures: Figures) -> str:
     return " / ".join(f"{value:.2f}".lstrip("0") for value in figures)
 
 
-def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
+def _notes(comparison: Comparison, ranks: Mapping[str, Tensor], n_candidates: int) -> list[str]:
     """What has to be known to read the table."""
     controls = ", ".join(
-        f"{name} {float(METRICS['ndcg@10'](ranks).mean()):.3f}"
-        for name, ranks in comparison.control_ranks.items()
+        f"{name} {float(METRICS['ndcg@10'](each).mean()):.3f}"
+        for name, each in comparison.control_ranks.items()
     )
     notes = [
         f"Controls (chance {chance('ndcg@10', n_candidates):.3f}): {controls}.",
@@ -303,6 +303,11 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
         " seconds what it cost this time: what another method or run had asked was in the cache.",
         "p: signs of the users' differences exchanged at random, two-sided, not corrected for the"
         " number of methods.",
+    ]
+    notes += [
+        _what_is_personal(result.method, ranks)
+        for result in comparison.results
+        if isinstance(result.method, ExchangedPrompts) and result.method.policy.name in ranks
     ]
     if money := sum(result.cost.money for result in comparison.results):
         notes.append(f"Money spent by the prices given: {money:.2f}.")
@@ -321,6 +326,17 @@ def _notes(comparison: Comparison, n_candidates: int) -> list[str]:
     if comparison.not_reached:
         notes.append(f"Stopped before these had ranked: {', '.join(comparison.not_reached)}.")
     return notes
+
+
+def _what_is_personal(method: ExchangedPrompts, ranks: Mapping[str, Tensor]) -> str:
+    policy = method.policy.name
+    own, anothers = (METRICS["ndcg@10"](ranks[name]) for name in (policy, method.name))
+    gain = _signed(paired_difference(own, anothers))
+    p_value = _p_value(paired_p_value(own, anothers)).replace("<", "below ")
+    return (
+        f"{method.name}: every user has the last prompt of another. {policy} gains {gain} over it"
+        f" (p {p_value}): what is personal."
+    )
 
 
 def _figures(
