@@ -35,6 +35,7 @@ from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.prompts.static import StaticPrompt, draw_static_prompts
 from rpp.ranker import Ranker
+from rpp.terminal import remark
 from rpp.types import SPLITS, Episode, InputError, Ranking, Split, final_scoring
 
 Choose = Callable[[Tensor, int, Sequence[Episode]], Tensor]
@@ -506,6 +507,8 @@ class RPPModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Give every user the prompt of another."""
+        if self.trainer.is_global_zero:
+            remark("Exchanging the users' prompts ...")
         for turn in self.exchange(self.steps):
             with final_scoring():
                 own = target_ranks(turn.rankings, turn.episodes)
