@@ -108,6 +108,32 @@ def test_max_calls_ends_a_test_with_the_table_so_far(tmp_path):
     assert {"RPP", "random policy", "chance"} <= {row["method"] for row in rows}
 
 
+def test_a_budget_that_ends_while_prompts_are_exchanged_costs_that_row_alone(tmp_path, counters):
+    users = MadeUpUsers(**USERS)
+    _, rpp, run = play(tmp_path, epochs=1)
+    run.fit(rpp, datamodule=users)
+    run.test(rpp, datamodule=users, verbose=False)
+    whole = dict(rpp.results)
+    assert rpp.n_exchanged > 0
+    _, _, run = play(tmp_path, counters[-1].counters.calls - 1, ResultsTable(str(tmp_path / "r")))
+    with pytest.raises(LanguageModelStop):
+        run.test(rpp, datamodule=users, verbose=False)
+    rows = list(csv.DictReader((tmp_path / "r/results.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == [
+        "RPP", "RPP, first step", "RPP, sampled", "random policy", "best static prompt", "chance",
+    ]  # fmt: skip
+    for name, ranks in rpp.results.items():
+        assert ranks.tolist() == whole[name].tolist()
+
+
+def test_a_single_test_user_has_no_prompt_of_another(tmp_path, capsys):
+    users = MadeUpUsers(**USERS | {"n_test": 1})
+    _, rpp, run = play(tmp_path, None, ResultsTable(str(tmp_path / "r")), epochs=1)
+    run.fit(rpp, datamodule=users)
+    run.test(rpp, datamodule=users, verbose=False)
+    assert "exchang" not in (tmp_path / "r/results.csv").read_text() + capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["max_calls", "memory_gb", "cache_gb"])
 def test_limits_are_positive(name):
     with pytest.raises(InputError, match=rf"environment\.{name} is 0: choose more than 0"):

@@ -32,7 +32,7 @@ from rpp.comparison.static import Enumeration, Manual, RandomPolicy
 from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance_interval, paired_p_value, target_ranks
-from rpp.module import RPPModule
+from rpp.module import RPPModule, n_differing
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
@@ -244,12 +244,14 @@ def test_a_policy_that_chooses_for_each_user_loses_when_prompts_are_exchanged(us
     assert anothers.cost.prompts == own.cost.prompts + 60  # fitted once, for both
     report = (tmp_path / "results/comparison.md").read_text()
     gain = 1 - anothers.scores["ndcg@10"].mean
-    assert f"RPP gains +{gain:.3f} [" in report
-    assert "over it (p below .001): what is personal." in report
+    n_exchanged = exchanged.n_exchanged
+    assert 20 < n_exchanged < 60
+    assert f"; {n_exchanged} of 60 got one unlike their own. RPP less this: +{gain:.3f} [" in report
+    assert "], p <.001; what is above 0" in report
 
 
 def test_prompts_are_exchanged_among_all_users(users, tmp_path):
-    """Over the bounds of batches; nobody keeps the own one; no history is longer than it is."""
+    """Over the bounds of batches; nobody keeps the own one; who has fewer items shows them all."""
     mine = task(users)
     asks = policy(users, max_epochs=1)
     asks.learn(mine)
@@ -258,7 +260,7 @@ def test_prompts_are_exchanged_among_all_users(users, tmp_path):
     actions = torch.tensor([[k, k, k, k] for k in range(6)]).remainder(
         torch.tensor(PATTERNS.n_actions)
     )
-    lengths = [3, 4, 5, 6, 2, 7]
+    lengths = [3, 4, 5, 6, 8, 7]
     played = [
         asks.module._send(episodes[start:end], actions[start:end], lengths[start:end])
         for start, end in ((0, 4), (4, 6))
@@ -270,16 +272,17 @@ def test_prompts_are_exchanged_among_all_users(users, tmp_path):
     assert not any(new == old for new, old in zip(given, actions.tolist(), strict=True))
     from_whom = [actions.tolist().index(new) for new in given]
     assert {k < 4 for k in from_whom[:4]} == {True, False}  # some are of the other batch
-    assert first.lengths + second.lengths == [
-        min(lengths[k], len(episode.history))
-        for k, episode in zip(from_whom, episodes, strict=True)
-    ]
-    assert [prompt.n_history for prompt in first.prompts] == first.lengths
+    assert first.lengths + second.lengths == [lengths[k] for k in from_whom]
+    shown = [prompt.n_history for turn in (first, second) for prompt in turn.prompts]
+    assert shown == [2 if k == 4 else lengths[giver] for k, giver in enumerate(from_whom)]
+    assert n_differing(played, [first, second]) == 6
+    assert n_differing(played, played) == 0
     assert asks.module.exchange(played[:1])[0].actions.tolist() != first.actions.tolist()
     alone = [asks.module._send(episodes[:1], actions[:1], lengths[:1])]
     assert asks.module.exchange(alone) == []
-    with pytest.raises(InputError, match="RPP, exchanged: there is a single user"):
-        ExchangedPrompts(asks).learn(mine)(episodes[:1])
+    users._episodes["test"] = episodes[:1]
+    with pytest.raises(InputError, match=r"exchanged needs two users: raise data\.n_test_users"):
+        ExchangedPrompts(asks).learn(mine)
 
 
 def test_a_refined_policy_needs_a_refiner_and_uses_it(users, tmp_path):

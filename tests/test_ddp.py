@@ -216,7 +216,7 @@ def test_two_processes_log_the_numbers_of_one(one, two):
 def test_the_table_holds_every_test_user_once_in_their_order(one, two):
     expected = read(one / "test_0.json")
     own_calls = expected.pop("own_calls")
-    assert len(expected["RPP"]) == 7
+    assert len(expected["RPP"]) == len(expected["RPP, exchanged"]) == 7
     assert np.isnan(expected["RPP"]).tolist() == [user == 5 for user in range(7)]
     records = [read(two / f"test_{rank}.json") for rank in range(2)]
     calls = [record.pop("own_calls") for record in records]
@@ -229,7 +229,8 @@ def test_the_table_holds_every_test_user_once_in_their_order(one, two):
     table, ours = (read(folder / "results" / "results.json") for folder in (one, two))
     assert ours["counters"]["calls"] == sum(calls)
     assert table["counters"]["calls"] == own_calls
-    for key in ("n_users", "inference_steps", "static_prompt", "RPP_replies", "target_position"):
+    same = ("n_users", "inference_steps", "static_prompt", "RPP_replies", "target_position")
+    for key in (*same, "exchanged_prompts"):
         assert ours[key] == table[key]
     assert (one / "results/results.csv").read_text() == (two / "results/results.csv").read_text()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, trainer
+from test_controls import ROWS
 from test_learning import planted
 
 from rpp.agents.ppo import JointActorCritic, draw_prompts
@@ -229,7 +230,7 @@ def test_no_skill_scores_chance(tmp_path, n_prompts):
     run = trainer(tmp_path, environment(answers_at_random), max_epochs=2)
     run.fit(model, users)
     run.test(model, users, verbose=False)
-    for row in ("RPP", "RPP, first step", "RPP, sampled", "random policy", "best static prompt"):
+    for row in ROWS:
         for name in ("ndcg@1", "ndcg@5", "ndcg@10"):
             values = METRICS[name](model.results[row])
             assert len(values) == 500

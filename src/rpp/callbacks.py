@@ -376,7 +376,7 @@ class ResultsTable(Callback):
         n_candidates = pl_module.n_candidates
         policy = ["RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged"]
         rows = [*policy, "random policy", STATIC]
-        rows = [name for name in rows if name in results]  # a stopped test asked not for all
+        rows = [name for name in rows if name in results]  # not where a test was stopped
         table = {
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows
@@ -394,7 +394,7 @@ class ResultsTable(Callback):
                 f"NDCG@10, RPP - {name}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
                 highlight=False, markup=False,
             )  # fmt: skip
-        lines = _notes(counters, results, pl_module.replies)
+        lines = _notes(counters, results, pl_module.replies, pl_module.n_exchanged)
         if pl_module.learner != "RPP":
             lines.insert(0, f"In the rows RPP the learner is {pl_module.learner}.")
         if pl_module.refiner is not None:
@@ -424,6 +424,7 @@ class ResultsTable(Callback):
                 m: metric(results["RPP, unnamed target not retrieved"]).nanmean().item()
                 for m, metric in METRICS.items()
             },
+            "exchanged_prompts": pl_module.n_exchanged,
             "static_prompt": asdict(pl_module.static),
             "target_position": torch.bincount(
                 results["displayed position"].long(), minlength=n_candidates + 1
@@ -505,7 +506,9 @@ def _rich_table(table: dict[str, dict[str, Interval]], n_users: int, n_steps: in
     return shown
 
 
-def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str, int]) -> list[str]:
+def _notes(
+    counters: Counters, results: dict[str, Tensor], replies: Mapping[str, int], n_exchanged: int
+) -> list[str]:
     answered = sum(replies[kind] for kind in ("valid", "repaired", "unusable"))
     shares = [
         f"{replies[kind] / max(answered, 1):.1%} {kind}"
@@ -519,8 +522,9 @@ def _notes(counters: Counters, results: dict[str, Tensor], replies: Mapping[str,
     ]
     if "RPP, exchanged" in results:
         lines.append(
-            "RPP, exchanged: every user has the last prompt of another; what RPP gains over it is"
-            " personal."
+            "RPP, exchanged: every user has the last prompt of another, drawn once;"
+            f" {n_exchanged} of {len(results['RPP'])} got one unlike their own. What RPP gains over"
+            " it beyond chance is personal."
         )
     if counters.shortened_histories:
         lines.append(

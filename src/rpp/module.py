@@ -57,6 +57,20 @@ class Step:
     rankings: list[Ranking]
 
 
+def n_differing(own: Sequence[Step], others: Sequence[Step]) -> int:
+    """How many users have another prompt in the second steps, of the same users, than in the first.
+
+    Args:
+        own: Steps.
+        others: As many, with the same users in the same order.
+    """
+    return sum(
+        prompt.text != other.text
+        for turn, another in zip(own, others, strict=True)
+        for prompt, other in zip(turn.prompts, another.prompts, strict=True)
+    )
+
+
 class RPPModule(LightningModule):
     """Reinforced Prompt Personalization (paper, section 3).
 
@@ -160,6 +174,7 @@ class RPPModule(LightningModule):
         self.steps: list[Step] = []  # this process's, of the running epoch, for the logs
         self.results: dict[str, Tensor] = {}  # test ranks by method, (n_test_users,)
         self.replies: Counter[str] = Counter()  # how the replies behind the RPP row were read
+        self.n_exchanged = 0  # test users whose own prompt is unlike the one they were given
         self.trained_with: dict[str, str] = {}  # the environment of the checkpoint
         self.n_epochs_done = 0  # of the checkpoint
 
@@ -236,7 +251,7 @@ class RPPModule(LightningModule):
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play one episode per user; with one-step returns, update all agents after every step."""
-        lengths = self.patterns.first_lengths(batch)
+        lengths = self.patterns.first_lengths(len(batch))
         state = self.states.initial(self._user_vectors(batch))
         transitions: list[tuple[Decision, Tensor, Tensor]] = []
         for step in range(self.n_steps):
@@ -318,7 +333,7 @@ class RPPModule(LightningModule):
         Returns:
             The steps played.
         """
-        lengths = self.patterns.first_lengths(episodes)
+        lengths = self.patterns.first_lengths(len(episodes))
         state = self.states.initial(self._user_vectors(episodes))
         steps: list[Step] = []
         for step in range(n_steps):
@@ -334,8 +349,8 @@ class RPPModule(LightningModule):
     def exchange(self, played: Sequence[Step]) -> list[Step]:
         """Ask once more, every user with what another one ended with.
 
-        The prompts are as good on the whole as those of the policy; which user has which has
-        nothing to do with the user. What the policy gains over this is personal.
+        The options are chosen as often as by the policy; which user has which has nothing to do
+        with the user. What the policy gains over this is personal.
 
         Args:
             played: Steps in which every user stands once; of this process.
@@ -360,11 +375,7 @@ class RPPModule(LightningModule):
         for turn in played:
             given = [chosen[giver[episode.user]] for episode in turn.episodes]
             actions = torch.tensor([actions for actions, _ in given])
-            lengths = [
-                min(length, len(episode.history))
-                for (_, length), episode in zip(given, turn.episodes, strict=True)
-            ]
-            steps.append(self._send(turn.episodes, actions, lengths))
+            steps.append(self._send(turn.episodes, actions, [length for _, length in given]))
         return steps
 
     def greedy(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
@@ -476,6 +487,7 @@ class RPPModule(LightningModule):
         """Forget the results of an earlier test."""
         self.results = {}
         self.replies = Counter()
+        self.n_exchanged = 0
         self.steps = []
 
     def test_step(self, batch: list[Episode], batch_idx: int) -> None:
@@ -506,10 +518,14 @@ class RPPModule(LightningModule):
             self.replies.update(replies)
 
     def on_test_epoch_end(self) -> None:
-        """Give every user the prompt of another."""
+        """Give every user the prompt of another, if there is another."""
+        if len(self._episodes("test")) < 2:
+            return
         if self.trainer.is_global_zero:
             remark("Exchanging the users' prompts ...")
-        for turn in self.exchange(self.steps):
+        exchanged = self.exchange(self.steps)
+        self.n_exchanged = sum(gather(n_differing(self.steps, exchanged)))
+        for turn in exchanged:
             with final_scoring():
                 own = target_ranks(turn.rankings, turn.episodes)
             self._add_result("RPP, exchanged", gather_rows(own))
@@ -553,14 +569,14 @@ class RPPModule(LightningModule):
 
     def _ask(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
         """Prompts from actions, rankings from prompts."""
-        lengths = self.patterns.next_lengths(episodes, actions.tolist(), lengths)
+        lengths = self.patterns.next_lengths(actions.tolist(), lengths)
         return self._send(episodes, actions, lengths)
 
     def _ask_static(self, episodes: Sequence[Episode], prompts: Sequence[StaticPrompt]) -> Step:
         """The same prompts for everybody, one after the other: ``len(episodes) * len(prompts)``."""
         asked = [episode for episode in episodes for _ in prompts]
         actions = torch.tensor([prompt.actions for prompt in prompts]).repeat(len(episodes), 1)
-        lengths = [min(p.length, len(e.history)) for e in episodes for p in prompts]
+        lengths = [prompt.length for prompt in prompts] * len(episodes)
         return self._send(asked, actions, lengths)
 
     def _send(self, episodes: Sequence[Episode], actions: Tensor, lengths: list[int]) -> Step:

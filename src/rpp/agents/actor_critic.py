@@ -172,9 +172,9 @@ def random_choices(
         Actions of the last step, ``(B, P)``, and the history length each user has got to.
     """
     users = [episode.user for episode in episodes]
-    lengths = patterns.first_lengths(episodes)
+    lengths = patterns.first_lengths(len(episodes))
     for step in range(n_steps):
         draws = uniforms((*key, step), users, len(patterns.names))
         actions = uniform_actions(patterns.n_actions, draws)
-        lengths = patterns.next_lengths(episodes, actions.tolist(), lengths)
+        lengths = patterns.next_lengths(actions.tolist(), lengths)
     return actions, lengths

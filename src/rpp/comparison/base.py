@@ -57,7 +57,7 @@ class Task:
         """
         prompts = [
             compose(
-                [episode], sentences, [chosen], [min(length, len(episode.history))],
+                [episode], sentences, [chosen], [length],
                 self.ranker.display, fits=self.ranker.fits,
             )[0]
             for episode, sentences, chosen, length in zip(

@@ -1,4 +1,4 @@
-"""RPP and its ablations as methods of the comparison: fitted where they are not, then played."""
+"""RPP, its ablations, its control as methods of the comparison: fitted if need be, and played."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.data.kept import load_or_make
-from rpp.module import RPPModule, Step
+from rpp.module import RPPModule, Step, n_differing
 from rpp.types import Episode, InputError, Ranking
 
 KEPT_FOLDER = "policies"
@@ -178,17 +178,25 @@ class ExchangedPrompts(PromptMethod):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.name = f"{policy.name}, exchanged"
+        self.n_exchanged = 0  # users who got another prompt
 
     def learn(self, task: Task) -> Ranks:
-        """Fit the policy, or load what was fitted."""
+        """Fit the policy, or load what was fitted.
+
+        Raises:
+            InputError: If there is a single test user.
+        """
+        if len(task.data.episodes("test")) < 2:
+            raise InputError(f"{self.name} needs two users: raise data.n_test_users")
         play = self.policy.learn(task)
         self.n_prompts_reused = self.policy.n_prompts_reused
 
         def ranks(episodes: Sequence[Episode]) -> list[Ranking]:
-            if len(episodes) < 2:
-                raise InputError(f"{self.name}: there is a single user; rank at least 2")
             play(episodes)
-            return self.policy.module.exchange(self.policy.played[-1:])[0].rankings
+            last = self.policy.played[-1:]
+            exchanged = self.policy.module.exchange(last)
+            self.n_exchanged = n_differing(last, exchanged)
+            return exchanged[0].rankings
 
         return ranks
 

@@ -305,9 +305,9 @@ def _notes(comparison: Comparison, ranks: Mapping[str, Tensor], n_candidates: in
         " number of methods.",
     ]
     notes += [
-        _what_is_personal(result.method, ranks)
+        _what_is_personal(result.method, ranks[result.method.name])
         for result in comparison.results
-        if isinstance(result.method, ExchangedPrompts) and result.method.policy.name in ranks
+        if isinstance(result.method, ExchangedPrompts)
     ]
     if money := sum(result.cost.money for result in comparison.results):
         notes.append(f"Money spent by the prices given: {money:.2f}.")
@@ -328,14 +328,17 @@ def _notes(comparison: Comparison, ranks: Mapping[str, Tensor], n_candidates: in
     return notes
 
 
-def _what_is_personal(method: ExchangedPrompts, ranks: Mapping[str, Tensor]) -> str:
-    policy = method.policy.name
-    own, anothers = (METRICS["ndcg@10"](ranks[name]) for name in (policy, method.name))
-    gain = _signed(paired_difference(own, anothers))
-    p_value = _p_value(paired_p_value(own, anothers)).replace("<", "below ")
+def _what_is_personal(method: ExchangedPrompts, ranks: Tensor) -> str:
+    step = method.policy.played[-1]
+    with final_scoring():
+        own = METRICS["ndcg@10"](target_ranks(step.rankings, step.episodes))
+    exchanged = METRICS["ndcg@10"](ranks)
+    policy, gain = method.policy.name, _signed(paired_difference(own, exchanged))
     return (
-        f"{method.name}: every user has the last prompt of another. {policy} gains {gain} over it"
-        f" (p {p_value}): what is personal."
+        f"{method.name}: every user has the last prompt of another, drawn once;"
+        f" {method.n_exchanged} of {len(own)} got one unlike their own. {policy} less this:"
+        f" {gain}, p {_p_value(paired_p_value(own, exchanged))}; what is above 0 beyond chance is"
+        " personal."
     )
 
 

@@ -83,7 +83,8 @@ def compose(
         episodes: ``B`` users.
         patterns: The options the actions point into.
         actions: ``(B, P)`` indices in the order of ``Patterns.names``.
-        lengths: ``l_t`` of every user, the number of most recent interactions to show.
+        lengths: ``l_t`` of every user, the number of most recent interactions to show; all
+            where there are fewer.
         display: What is shown.
         fits: Whether the language model's context has room for a text. While it has not, the
             oldest interaction is left out; candidates never are.

@@ -33,7 +33,7 @@ from rpp.prompts.reading import (
     text,
     texts,
 )
-from rpp.types import Episode, InputError
+from rpp.types import InputError
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
@@ -126,20 +126,15 @@ class Patterns:
         """The option of every pattern, from ``P`` actions; without a choice the only one."""
         return dict.fromkeys(self.parts, 0) | dict(zip(self.names, actions, strict=True))
 
-    def first_lengths(self, episodes: Sequence[Episode]) -> list[int]:
-        """``l_0`` of every user: interactions shown before the first action."""
-        return [min(self.history.start, len(episode.history)) for episode in episodes]
+    def first_lengths(self, n_users: int) -> list[int]:
+        """``l_0`` of every user: interactions shown before the first action, at most."""
+        return [self.history.start] * n_users
 
-    def next_lengths(
-        self,
-        episodes: Sequence[Episode],
-        actions: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-    ) -> list[int]:
-        """``l_t`` of every user after ``(B, P)`` actions."""
+    def next_lengths(self, actions: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
+        """``l_t`` of every user after ``(B, P)`` actions; who has fewer shows all there are."""
         return [
-            min(self.history.next_length(length, self.chosen(row)["history"]), len(episode.history))
-            for episode, row, length in zip(episodes, actions, lengths, strict=True)
+            self.history.next_length(length, self.chosen(row)["history"])
+            for row, length in zip(actions, lengths, strict=True)
         ]
 
     @property
