@@ -4,7 +4,7 @@ Every validation and training user of a data set is ranked with the same prompts
 from the action space. Printed are the mean NDCG@10 and how it varies: over prompts, averaged over
 users; over prompts within a user; and what each user's own best prompt would score, which is an
 upper bound no method can reach, since the best of several draws from pure chance is high as well.
-No test user is touched.
+A second table has the mean by history length. No test user is touched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=str, default="ml-100k")
     parser.add_argument("--n_users", type=int, default=60)
     parser.add_argument("--n_prompts", type=int, default=16)
-    parser.add_argument("--n_steps", type=int, default=10, help="Bounds the history's length.")
+    parser.add_argument("--history_lengths", type=list[int], default=[1, 4, 10, 20])
     parser.add_argument("--decoding", type=Decoding, default="likelihood")
     parser.add_argument("--show_candidates", type=bool, default=False)
     parser.add_argument("--patterns", type=str, default="conf/patterns/movies.yaml")
@@ -47,12 +47,15 @@ def main() -> None:
     episodes = (load_episodes(folder, "validation") + load_episodes(folder, "train"))[
         : given.n_users
     ]
-    patterns = load_patterns(given.patterns)
-    prompts = draw_static_prompts(patterns, given.n_prompts, given.n_steps, seed=0)
+    patterns = load_patterns(given.patterns, history_lengths=given.history_lengths)
+    prompts = draw_static_prompts(patterns, given.n_prompts, n_steps=1, seed=0)
+    lengths = torch.tensor([prompt.length for prompt in prompts])
+    drawn = sorted({prompt.length for prompt in prompts})
     table = Table(
         "adapter", "N@1", "N@10 [95 %]", "best prompt", "worst", "sd over prompts",
         "sd within a user", "each user's best",
     )  # fmt: skip
+    by_length = Table("adapter, by history length", *map(str, drawn))
     for adapter in [None, *given.adapters]:
         llm = HuggingFaceLanguageModel(given.model, adapter=adapter, template=given.template)
         ranker = Ranker(
@@ -63,9 +66,10 @@ def main() -> None:
         )
         ranks = []
         for static in prompts:
-            lengths = [min(static.length, len(episode.history)) for episode in episodes]
-            actions = [static.actions] * len(episodes)
-            texts = compose(episodes, patterns, actions, lengths, ranker.display, fits=ranker.fits)
+            texts = compose(
+                episodes, patterns, [static.actions] * len(episodes),
+                [static.length] * len(episodes), ranker.display, fits=ranker.fits,
+            )  # fmt: skip
             ranks.append(target_ranks(ranker.rank(texts, episodes), episodes))
         scores = torch.stack([ndcg(each, 10) for each in ranks])  # (prompts, users)
         by_prompt, by_user = scores.mean(1), mean_interval(scores.mean(0))
@@ -80,7 +84,9 @@ def main() -> None:
             f"{float(scores.std(0).mean()):.3f}",
             f"{float(scores.max(0).values.mean()):.3f}",
         )
-    Console().print(table)
+        means = [float(by_prompt[lengths == length].mean()) for length in drawn]
+        by_length.add_row(adapter or "none", *(f"{mean:.3f}" for mean in means))
+    Console().print(table, by_length)
 
 
 if __name__ == "__main__":
