@@ -132,6 +132,11 @@ def test_a_single_test_user_has_no_prompt_of_another(tmp_path, capsys):
     run.fit(rpp, datamodule=users)
     run.test(rpp, datamodule=users, verbose=False)
     assert "exchang" not in (tmp_path / "r/results.csv").read_text() + capsys.readouterr().err
+    users = MadeUpUsers(**USERS | {"n_test": 2, "batch_size": 1})
+    run.limit_test_batches = 1
+    run.test(rpp, datamodule=users, verbose=False)
+    assert len(rpp.results["RPP"]) == 1
+    assert "RPP, exchanged" not in rpp.results
 
 
 @pytest.mark.parametrize("name", ["max_calls", "memory_gb", "cache_gb"])

@@ -524,7 +524,8 @@ class RPPModule(LightningModule):
         if self.trainer.is_global_zero:
             remark("Exchanging the users' prompts ...")
         exchanged = self.exchange(self.steps)
-        self.n_exchanged = sum(gather(n_differing(self.steps, exchanged)))
+        if exchanged:
+            self.n_exchanged = sum(gather(n_differing(self.steps, exchanged)))
         for turn in exchanged:
             with final_scoring():
                 own = target_ranks(turn.rankings, turn.episodes)
