@@ -50,7 +50,7 @@ def main() -> None:
     for decoding, shown, layout in SETTINGS:
         ranker = Ranker(llm, decoding, show_candidates=shown, layout=layout)
         actions = [(0, 0, 1, 0)] * len(episodes)
-        lengths = [min(given.n_history, len(episode.history)) for episode in episodes]
+        lengths = [given.n_history] * len(episodes)
         prompts = compose(episodes, patterns, actions, lengths, ranker.display)
         started = perf_counter()
         rankings = ranker.rank(prompts, episodes)

@@ -219,7 +219,7 @@ class Benchmark:
         """Prompts and their users."""
         episodes = self.grid_episodes if grid else self.episodes
         actions = self.grid_actions if grid else [(0, 0, 1, 0)] * len(episodes)
-        lengths = [min(self.n_history, len(episode.history)) for episode in episodes]
+        lengths = [self.n_history] * len(episodes)
         return compose(episodes, self.patterns, actions, lengths, ranker.display), episodes
 
     def measure(

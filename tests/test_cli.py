@@ -78,8 +78,9 @@ def test_fit_test_predict(here, capsys):
     main(command("validate"))
     main(command("test"))
     printed = capsys.readouterr().out
-    for row in ("RPP", "first step", "exchanged", "random policy", "best static", "chance"):
+    for row in ("RPP", "RPP, first step", "RPP, sampled", "random policy", "best static", "chance"):
         assert row in printed
+    assert "\nRPP, exchanged  " in printed
     assert "…" not in printed  # nothing is cut off in a narrow terminal
     record = json.loads((here / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 20

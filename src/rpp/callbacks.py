@@ -39,6 +39,9 @@ N_CALIBRATION = 8
 
 STATIC = "best static prompt"
 
+ROWS = ("RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged", "random policy", STATIC)
+"""Rows of the test table; the module's results have others as well."""
+
 
 class RewardEnvironment(Callback):
     """Owns the ranker's life: a frozen language model that turns prompts into rankings.
@@ -374,9 +377,7 @@ class ResultsTable(Callback):
             return
         results: dict[str, Tensor] = pl_module.results
         n_candidates = pl_module.n_candidates
-        policy = ["RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged"]
-        rows = [*policy, "random policy", STATIC]
-        rows = [name for name in rows if name in results]  # not where a test was stopped
+        rows = [name for name in ROWS if name in results]  # a stopped test lacks the exchange
         table = {
             name: {m: mean_interval(metric(results[name])) for m, metric in METRICS.items()}
             for name in rows

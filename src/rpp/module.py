@@ -374,8 +374,8 @@ class RPPModule(LightningModule):
         steps = []
         for turn in played:
             given = [chosen[giver[episode.user]] for episode in turn.episodes]
-            actions = torch.tensor([actions for actions, _ in given])
-            steps.append(self._send(turn.episodes, actions, [length for _, length in given]))
+            actions, lengths = zip(*given, strict=True)
+            steps.append(self._send(turn.episodes, torch.tensor(actions), list(lengths)))
         return steps
 
     def greedy(self, state: Tensor, step: int, episodes: Sequence[Episode]) -> Tensor:
@@ -519,13 +519,12 @@ class RPPModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Give every user the prompt of another, if there is another."""
-        if len(self._episodes("test")) < 2:
+        if len(self.results["RPP"]) < 2:
             return
         if self.trainer.is_global_zero:
             remark("Exchanging the users' prompts ...")
         exchanged = self.exchange(self.steps)
-        if exchanged:
-            self.n_exchanged = sum(gather(n_differing(self.steps, exchanged)))
+        self.n_exchanged = sum(gather(n_differing(self.steps, exchanged)))
         for turn in exchanged:
             with final_scoring():
                 own = target_ranks(turn.rankings, turn.episodes)

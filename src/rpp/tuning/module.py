@@ -281,7 +281,7 @@ class RankingAdapter(LightningModule):
 
     def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Rank with one static prompt."""
-        lengths = [min(self.n_history, len(episode.history)) for episode in batch]
+        lengths = [self.n_history] * len(batch)
         actions = [[0] * len(self.patterns.n_actions)] * len(batch)
         prompts = compose(
             batch,
