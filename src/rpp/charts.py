@@ -76,21 +76,19 @@ def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
     return figure
 
 
-def by_round(rounds: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> Figure:
+def by_step(steps: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> Figure:
     """NDCG@10 after every step of an episode, one line per policy.
 
     Args:
-        rounds: Scores of the test users by policy, one per step.
+        steps: Scores of the test users by policy, one per step.
         n_candidates: ``M``, which decides what chance is.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis: Any = figure.subplots()
-    for place, (name, values) in enumerate(rounds.items()):
+    for place, (name, values) in enumerate(steps.items()):
         # a little apart, so that the bars of different policies do not cover each other
-        steps = [
-            step + 0.04 * (place - (len(rounds) - 1) / 2) for step in range(1, len(values) + 1)
-        ]
-        _with_bars(axis, steps, values, name)
+        shift = 0.04 * (place - (len(steps) - 1) / 2)
+        _with_bars(axis, [step + shift for step in range(1, len(values) + 1)], values, name)
     axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
     axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -21,22 +21,22 @@ from rpp.types import InputError
 Result = TypeVar("Result")
 
 
-def alone() -> bool:
+def is_single_process() -> bool:
     """Whether this is the only learner process."""
     together = distributed.is_available() and distributed.is_initialized()
     return not together or distributed.get_world_size() == 1
 
 
-def sums(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sums over the processes, entry by entry."""
-    if alone():
+    if is_single_process():
         return values
     total = values.detach().clone()
     distributed.all_reduce(total)
     return total
 
 
-def means(values: Tensor, n: int) -> Tensor:
+def all_reduce_mean(values: Tensor, n: int) -> Tensor:
     """Means over what all processes have, from each one's own.
 
     Args:
@@ -46,9 +46,9 @@ def means(values: Tensor, n: int) -> Tensor:
     Returns:
         The same shape; 0 if no process has any.
     """
-    if alone():
+    if is_single_process():
         return values
-    total = sums(torch.cat([values.detach().flatten() * n, values.new_tensor([n])]))
+    total = all_reduce_sum(torch.cat([values.detach().flatten() * n, values.new_tensor([n])]))
     return (total[:-1] / total[-1].clamp(min=1)).view_as(values)
 
 
@@ -59,24 +59,24 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], n: int) -> None:
         parameters: The same ones have a gradient in every process.
         n: Entries of this process's mean.
     """
-    if alone():
+    if is_single_process():
         return
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    averaged = means(torch.cat([grad.flatten() for grad in grads]), n)
+    averaged = all_reduce_mean(torch.cat([grad.flatten() for grad in grads]), n)
     for grad, part in zip(grads, averaged.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, those of the first one first; numbers of rows may differ."""
-    if alone():
+    if is_single_process():
         return rows
     return torch.cat(gather_all_tensors(rows.to(_device()))).to(rows.device)
 
 
 def gather(own: Any) -> list[Any]:
     """What each process has, the first one's first; it travels as JSON."""
-    if alone():
+    if is_single_process():
         return [own]
     text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
     return [json.loads(bytes(part.tolist())) for part in gather_all_tensors(text.to(_device()))]
@@ -91,7 +91,7 @@ def ask_together(ask: Callable[[], Result]) -> Result:
         InputError: What one of the processes met.
         LanguageModelError: Likewise, a :class:`LanguageModelStop` first.
     """
-    if alone():
+    if is_single_process():
         return ask()
     error: Exception | None = None
     try:

@@ -25,7 +25,7 @@ from rpp.data.collaborative import VECTORS_FILE
 from rpp.llms.base import LanguageModelStop
 from rpp.llms.huggingface import content_name
 from rpp.metrics import CHANCE, METRICS, Interval, chance
-from rpp.terminal import remark
+from rpp.terminal import log_progress
 from rpp.types import InputError
 
 Value = int | float
@@ -116,28 +116,32 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     }
     if not again and mark.is_file() and report.is_file():
         if json.loads(mark.read_text()) == about:
-            remark(f"{here} was finished before and is not run again (--again does that)")
+            log_progress(f"{here} was finished before and is not run again (--again does that)")
             return _read(report)
-        remark(f"{here} was finished with other settings and is run again")
+        log_progress(f"{here} was finished with other settings and is run again")
     mark.unlink(missing_ok=True)
     _share_vectors(sweep, value)
-    remark(f"{here} ...")
+    log_progress(f"{here} ...")
     try:
         comparison = run(sweep.arguments(value)).model
     except SystemExit as stop:
         # else it is the user who ends the sweep, or a budget, which no other value would get past
         if stop.code != 2 or isinstance(stop.__cause__, LanguageModelStop):
             raise
-        remark(f"{here} failed for the reason above and has no results; the other values go on")
+        log_progress(
+            f"{here} failed for the reason above and has no results; the other values go on"
+        )
         return None
     if not comparison.results:
-        remark(f"{here} has no results, because no method could be run; the other values go on")
+        log_progress(
+            f"{here} has no results, because no method could be run; the other values go on"
+        )
         return None
     record = _read(report)
     if comparison.complete:
         mark.write_text(json.dumps(about, indent=2) + "\n")
     else:
-        remark(f"{here} lacks methods or users: the same command will run it again")
+        log_progress(f"{here} lacks methods or users: the same command will run it again")
     return record
 
 
@@ -244,9 +248,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     if len(failed) < len(sweep.values):
-        remark(f"Written to {sweep.folder}")
+        log_progress(f"Written to {sweep.folder}")
     if failed:
-        remark(f"Without results: {sweep.label} {', '.join(map(str, failed))}")
+        log_progress(f"Without results: {sweep.label} {', '.join(map(str, failed))}")
         raise SystemExit(2)
 
 

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a text as it is, only what is in rich's brackets set off."""
     Console().print(text, highlight=False, soft_wrap=True)
 
 
-def remark(text: str) -> None:
+def log_progress(text: str) -> None:
     """Print how far a run has got, beside what it is run for: to the error stream, as it is."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the data preparation starts without waiting for torch
+    from torch import Tensor
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -145,6 +148,17 @@ class Ranking:
     def failed(self) -> bool:
         """Whether no reply came, so that there is nothing to reward."""
         return self.status == "failed"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a policy chose for ``B`` users.
+
+    Attributes:
+        actions: Index into each pattern's options, ``(B, P)``.
+    """
+
+    actions: Tensor
 
 
 def status_of(n_named: int, n_candidates: int) -> ReplyStatus:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpp.prompts.patterns import Patterns
-from rpp.types import Episode
+from rpp.types import Choice
 
 IMPOSSIBLE = -1e9
 """Logit of an action a pattern does not have; its probability is exactly 0."""
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Choice):
     """What the agents chose for ``B`` users, and how sure they were.
 
     Attributes:
@@ -27,7 +25,6 @@ class Decision:
         value: Each critic's value of the state, ``(B, P)``.
     """
 
-    actions: Tensor
     log_prob: Tensor
     entropy: Tensor
     value: Tensor
@@ -47,8 +44,8 @@ class ActorCritic(nn.Module):
     def __init__(self, n_actions: Sequence[int], state_dim: int = 64, hidden_dim: int = 64) -> None:
         super().__init__()
         self.n_actions = tuple(n_actions)
-        self.actors = nn.ModuleList(two_layers(state_dim, hidden_dim, n) for n in self.n_actions)
-        self.critics = nn.ModuleList(two_layers(state_dim, hidden_dim, 1) for _ in self.n_actions)
+        self.actors = nn.ModuleList(mlp(state_dim, hidden_dim, n) for n in self.n_actions)
+        self.critics = nn.ModuleList(mlp(state_dim, hidden_dim, 1) for _ in self.n_actions)
         for actor in self.actors:
             begin_uniform(actor[-1])  # type: ignore[index]
 
@@ -132,49 +129,6 @@ def begin_uniform(last: nn.Linear) -> None:
     nn.init.zeros_(last.bias)
 
 
-def two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+def mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     """A fully connected network with one hidden layer."""
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
-
-
-def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the key and each user alone, ``(B, P)``.
-
-    Whoever else is in the batch, and in which order, changes no user's draw; a resumed run
-    draws the same.
-
-    Args:
-        key: What tells this draw from others, for example seed, epoch and step.
-        users: ``B`` user numbers.
-        n_patterns: ``P``.
-    """
-    rows = [np.random.default_rng([*key, user]).random(n_patterns) for user in users]
-    return torch.from_numpy(np.stack(rows))
-
-
-def uniform_actions(n_actions: Sequence[int], draws: Tensor) -> Tensor:
-    """Actions of a policy that prefers nothing, ``(B, P)``, from :func:`uniforms`."""
-    return (draws * torch.tensor(n_actions, device=draws.device)).long()
-
-
-def random_choices(
-    patterns: Patterns, episodes: Sequence[Episode], n_steps: int, key: Sequence[int]
-) -> tuple[Tensor, list[int]]:
-    """What a policy that prefers nothing ends with: it need not see what becomes of its prompts.
-
-    Args:
-        patterns: The options.
-        episodes: ``B`` users.
-        n_steps: Steps of an episode, at least one.
-        key: What tells these draws from others; the step follows it.
-
-    Returns:
-        Actions of the last step, ``(B, P)``, and the history length each user has got to.
-    """
-    users = [episode.user for episode in episodes]
-    lengths = patterns.first_lengths(len(episodes))
-    for step in range(n_steps):
-        draws = uniforms((*key, step), users, len(patterns.names))
-        actions = uniform_actions(patterns.n_actions, draws)
-        lengths = patterns.next_lengths(actions.tolist(), lengths)
-    return actions, lengths

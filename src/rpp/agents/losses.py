@@ -99,7 +99,7 @@ def actor_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, entropy_coe
     return -_masked_mean(gain, known)
 
 
-def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, discount: float, gae_lambda: float) -> Tensor:
     r"""Generalised advantage estimates of a whole episode (Schulman et al. 2016, Eq. 16).
 
     .. math:: A_t = \delta_t + \gamma \lambda A_{t+1}, \quad
@@ -113,7 +113,8 @@ def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tenso
         values: :math:`V(s_t)` of the states the steps were taken in; shape ``(T, B, P)``. Held
             constant.
         discount: :math:`\gamma`, in [0, 1].
-        trace: :math:`\lambda`, in [0, 1]: 0 trusts the critic after one step, 1 the rewards alone.
+        gae_lambda: :math:`\lambda`, in [0, 1]: 0 trusts the critic after one step, 1 the rewards
+            alone.
 
     Returns:
         Shape ``(T, B, P)``, without gradient; ``nan`` where the reward is.
@@ -129,7 +130,7 @@ def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tenso
     advantages = []
     for reward, value in zip(reversed(rewards), reversed(values), strict=True):
         delta = reward[:, None] + discount * following - value
-        advantage = delta + discount * trace * advantage.nan_to_num(nan=0.0)
+        advantage = delta + discount * gae_lambda * advantage.nan_to_num(nan=0.0)
         following = value
         advantages.append(advantage)
     return torch.stack(advantages[::-1])
@@ -156,7 +157,7 @@ def clipped_surrogate(
     old_log_prob: Tensor,
     advantage: Tensor,
     entropy: Tensor,
-    clip: float,
+    clip_range: float,
     entropy_coef: float,
 ) -> Tensor:
     r"""Clipped loss of an actor, with an entropy bonus (Schulman et al. 2017, Eq. 7 and 9).
@@ -172,7 +173,7 @@ def clipped_surrogate(
         old_log_prob: That of the policy that chose; the same shape; held constant.
         advantage: :math:`A_t`, held constant; the same shape; ``nan`` entries are left out.
         entropy: :math:`H(\pi(\cdot \mid s_t))` in nats; the same shape.
-        clip: :math:`\epsilon`.
+        clip_range: :math:`\epsilon`.
         entropy_coef: :math:`\beta`.
 
     Returns:
@@ -189,8 +190,59 @@ def clipped_surrogate(
     known = advantage.isfinite()
     weight = advantage.detach().masked_fill(~known, 0)
     ratio = (log_prob - old_log_prob.detach()).exp()
-    gain = torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight)
+    gain = torch.minimum(ratio * weight, ratio.clamp(1 - clip_range, 1 + clip_range) * weight)
     return -_masked_mean(gain + entropy_coef * entropy, known)
+
+
+def approx_kl(log_ratio: Tensor, known: Tensor) -> Tensor:
+    r"""How far a policy has moved: :math:`\operatorname{mean}(\rho - 1 - \ln\rho)`.
+
+    An unbiased estimate of the Kullback-Leibler divergence of the new policy from the old one that
+    is never negative (Schulman 2020).
+
+    Args:
+        log_ratio: :math:`\ln\rho`, log-probability of a choice under the new policy less that
+            under the old one; shape ``(..., P)``.
+        known: Which entries count; the same shape.
+
+    Returns:
+        One number per agent, shape ``(P,)``.
+    """
+    return _masked_mean(log_ratio.exp() - 1 - log_ratio, known)
+
+
+def clip_fraction(log_ratio: Tensor, known: Tensor, clip_range: float) -> Tensor:
+    """Share of choices whose ratio lies outside the range in which the loss is not clipped.
+
+    Args:
+        log_ratio: As in :func:`approx_kl`; shape ``(..., P)``.
+        known: Which entries count; the same shape.
+        clip_range: Of :func:`clipped_surrogate`.
+
+    Returns:
+        One number per agent, shape ``(P,)``.
+    """
+    outside = (log_ratio.exp() - 1).abs() > clip_range
+    return _masked_mean(outside.to(log_ratio), known)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    r"""Share of the returns' variance that the critic predicts.
+
+    .. math:: 1 - \operatorname{Var}(G - V) / \operatorname{Var}(G)
+
+    Args:
+        values: :math:`V(s_t)`; any shape.
+        returns: :math:`G_t`; the same shape; ``nan`` entries are left out.
+
+    Returns:
+        At most 1; 0 is a constant critic's; ``nan`` where the returns do not vary.
+    """
+    known = returns.isfinite()
+    residual = (returns - values)[known]
+    variance = returns[known].var(correction=0)
+    explained = 1 - residual.var(correction=0) / variance
+    return torch.where(variance > 0, explained, torch.full_like(explained, torch.nan))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -7,188 +7,24 @@ r"""The state the agents share (paper, section 3.3, Eq. 3-4).
 Departures: both terms and the user's vector are layer-normalised, so that they are of one size;
 the projection :math:`W` is a layer trained with the agents, where the released code fitted a PCA
 anew in every batch; the GRU does receive its gradient. To save time, :math:`\mathrm{BERT}(p_t)` may
-be the mean over the parts of the prompt (:func:`encode_parts`), as in the embedded default. The
-paper's ablation RPP-pool (Table 8) has the mean of the ranked items, which does not know their
-order, in place of the GRU.
+be the mean over the parts of the prompt (:func:`rpp.encoders.encode_parts`), as in the embedded
+default. The paper's ablation RPP-pool (Table 8) has the mean of the ranked items, which does not
+know their order, in place of the GRU.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rpp.assets import resolve_model
-from rpp.types import Episode, InputError, Ranking
-
-BATCH_TEXTS = 8
-"""Texts encoded at once."""
-
-TOKEN_STEP = 8
-"""Texts are padded to a multiple of so many tokens."""
+from rpp.types import Episode, Ranking
 
 Pooling = Literal["gru", "mean"]
 """What turns the vectors of the ranked items into one."""
-
-
-class PromptEncoder:
-    """A frozen BERT-type text encoder; encodings are kept in memory.
-
-    Not a submodule of anything: its weights are in no checkpoint and no optimizer.
-
-    Args:
-        model: ``minilm-l6`` (embedded, fetched once), a local folder or a hub id such as
-            ``bert-base-uncased`` (the paper's).
-        max_tokens: Longer prompts are cut here; BERT reads no more than 512.
-        n_kept: Encodings remembered.
-        pooling: ``mean`` of all tokens' outputs, or that of the first token, ``cls``.
-    """
-
-    def __init__(
-        self,
-        model: str = "minilm-l6",
-        max_tokens: int = 512,
-        n_kept: int = 20_000,
-        pooling: Literal["mean", "cls"] = "mean",
-    ) -> None:
-        self.model = model
-        self.max_tokens = max_tokens
-        self.n_kept = n_kept
-        self.pooling = pooling
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer."""
-        tokenizer: PreTrainedTokenizerBase = self._load(AutoTokenizer)
-        return tokenizer
-
-    @cached_property
-    def network(self) -> PreTrainedModel:
-        """The frozen encoder."""
-        network: PreTrainedModel = self._load(AutoModel)
-        network.eval().requires_grad_(False)
-        return network
-
-    def _load(self, kind: type[Any]) -> Any:
-        try:
-            return kind.from_pretrained(resolve_model(self.model))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot load the prompt encoder {self.model!r}: {str(error).splitlines()[0]}"
-                " Name a local folder, a hub id, or the embedded minilm-l6"
-            ) from error
-
-    @property
-    def dim(self) -> int:
-        """Width ``E`` of an encoding."""
-        return int(self.network.config.hidden_size)
-
-    def place(self, device: torch.device) -> None:
-        """Run on a device."""
-        self.network.to(device)  # type: ignore[arg-type]
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts.
-
-        Returns:
-            Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone, to the
-            last bit.
-        """
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            self._known.update(zip(new, self._encode(new), strict=True))
-        rows = torch.stack([self._known[text] for text in texts])
-        for text in texts:
-            self._known.move_to_end(text)
-        while len(self._known) > self.n_kept:
-            self._known.popitem(last=False)
-        return rows
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        """Encode texts in batches of one shape for all texts of like lengths.
-
-        Another shape is another order of additions. A resumed run meets a text beside others than
-        the run it goes on with did, and is to end with the same numbers.
-        """
-        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens).input_ids
-        rows_of_width: dict[int, list[int]] = {}
-        for row, own in enumerate(tokens):
-            width = min(-(-len(own) // TOKEN_STEP) * TOKEN_STEP, self.max_tokens)
-            rows_of_width.setdefault(width, []).append(row)
-        pooled = torch.empty(len(texts), self.dim)
-        for width, rows in rows_of_width.items():
-            for start in range(0, len(rows), BATCH_TEXTS):
-                some = rows[start : start + BATCH_TEXTS]
-                pooled[some] = self._pool([tokens[row] for row in some], width)
-        return pooled
-
-    @torch.no_grad()
-    def _pool(self, tokens: list[list[int]], width: int) -> Tensor:
-        """Pooled vector of each text's own tokens, in a batch of the full shape."""
-        padded = torch.full((BATCH_TEXTS, width), self.tokenizer.pad_token_id)
-        mask = torch.zeros(BATCH_TEXTS, width, dtype=torch.long)
-        mask[:, 0] = 1  # of the empty rows
-        for row, own in enumerate(tokens):
-            padded[row, : len(own)] = torch.tensor(own)
-            mask[row, : len(own)] = 1
-        padded, mask = padded.to(self.network.device), mask.to(self.network.device)
-        hidden = self.network(input_ids=padded, attention_mask=mask).last_hidden_state
-        if self.pooling == "cls":
-            first: Tensor = hidden[: len(tokens), 0].cpu()
-            return first
-        weights = mask[..., None].to(hidden)
-        means: Tensor = ((hidden * weights).sum(1) / weights.sum(1)).cpu()
-        return means[: len(tokens)]
-
-
-@lru_cache(maxsize=1)
-def shared_encoder(model: str) -> PromptEncoder:
-    """The prompt encoder of that name: policies that are compared encode the same sentences."""
-    return PromptEncoder(model)
-
-
-def encode_parts(
-    encode: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]
-) -> Tensor:
-    r"""Encode prompts by the sentences, headings and titles they are put together from.
-
-    .. math:: e_p = \sum_{s \in p} |s| \, \mathrm{BERT}(s) \, / \sum_{s \in p} |s|
-
-    Each part counts by its length :math:`|s|` in signs, as it does in the mean over the tokens of
-    a whole prompt, but no part sees another. Prompts differ, their parts recur: while encoding
-    whole prompts costs more than everything else the learner does, here nothing is encoded twice.
-
-    Args:
-        encode: Texts to their encodings, ``(S, E)``.
-        prompts: The parts of ``B`` prompts, at least one each.
-
-    Returns:
-        Shape ``(B, E)``.
-    """
-    parts = [part for prompt in prompts for part in prompt]
-    rows = {part: row for row, part in enumerate(dict.fromkeys(parts))}
-    weights = [
-        len(part) / total
-        for prompt in prompts
-        for total in [sum(map(len, prompt))]
-        for part in prompt
-    ]
-    means: Tensor = functional.embedding_bag(
-        torch.tensor([rows[part] for part in parts]),
-        encode(list(rows)),
-        torch.tensor([0, *accumulate(map(len, prompts[:-1]))]),
-        mode="sum",
-        per_sample_weights=torch.tensor(weights),
-    )
-    return means
 
 
 @dataclass(frozen=True)

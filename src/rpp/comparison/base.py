@@ -9,14 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from rpp.data.datamodule import EpisodeDataModule
-from rpp.prompts.compose import compose
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Ranker
+from rpp.rollout import Environment, Step
 from rpp.types import Episode, Ranking
 
-Ranks = Callable[[Sequence[Episode]], list[Ranking]]
+Ranks = Callable[[Sequence[Episode]], Sequence[Ranking]]
 """From ``B`` episodes to a ranking of each; their targets are not looked at."""
 
 
@@ -40,31 +42,19 @@ class Task:
     seed: int = 0
     refiner: Refiner | None = None
 
-    def ask(
-        self,
-        episodes: Sequence[Episode],
-        patterns: Sequence[Patterns],
-        actions: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-    ) -> list[Ranking]:
-        """Put prompts together and rank, all in one call, so that they share work.
+    @property
+    def environment(self) -> Environment:
+        """Patterns and ranker; sentences as they stand in the file."""
+        return Environment(self.patterns, self.ranker)
 
-        Args:
-            episodes: ``B`` users; one may stand there several times.
-            patterns: The sentences of each of the ``B`` prompts.
-            actions: ``(B, P)`` indices into them.
-            lengths: Interactions each prompt shows at most.
+    @property
+    def manual(self) -> Environment:
+        """The same without a choice: what the section ``manual`` of the patterns file says.
+
+        Raises:
+            InputError: If the patterns file has no manual prompt.
         """
-        prompts = [
-            compose(
-                [episode], sentences, [chosen], [length],
-                self.ranker.display, fits=self.ranker.fits,
-            )[0]
-            for episode, sentences, chosen, length in zip(
-                episodes, patterns, actions, lengths, strict=True
-            )
-        ]  # fmt: skip
-        return self.ranker.rank(prompts, episodes)
+        return Environment(self.patterns.learning([]), self.ranker)
 
 
 class PromptMethod(ABC):
@@ -73,8 +63,14 @@ class PromptMethod(ABC):
     name: str
     """Short name in tables."""
 
-    peeks: bool = False
-    """Whether it looks at the test targets: an oracle, marked as one wherever it is reported."""
+    is_oracle: bool = False
+    """Whether it looks at the test targets; marked as an oracle wherever it is reported."""
+
+    played: Sequence[Step] = ()
+    """Steps of the users ranked last, for charts; of methods that play several."""
+
+    played_patterns: Patterns | None = None
+    """The options that the actions of these steps point into."""
 
     n_prompts_reused: int = 0
     """Prompts of a former run behind what :meth:`learn` found there and used again."""
@@ -88,10 +84,18 @@ class PromptMethod(ABC):
         """
 
     @abstractmethod
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """Largest number of calls to the language model, for the budget said beforehand.
 
         Args:
             task: The task.
             n_users: Test users.
         """
+
+    def notes(self, ranks: Tensor) -> list[str]:
+        """What has to be known to read its row.
+
+        Args:
+            ranks: Rank of every test user's target, ``(n_users,)``.
+        """
+        return []

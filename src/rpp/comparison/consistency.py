@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.data.datamodule import shuffle_candidates
+from rpp.prompts.static import only_prompt
 from rpp.ranker import arbitrary_order
 from rpp.types import Episode, InputError, Ranking, failed_ranking, status_of
 
@@ -46,18 +47,15 @@ class SelfConsistency(PromptMethod):
         Raises:
             InputError: If the patterns file has no manual prompt.
         """
-        manual = task.patterns.learning([])
-        listing = replace(task, ranker=task.ranker.with_list())
+        listing = replace(task, ranker=task.ranker.with_list()).manual
         n_orders = self.n_orders or task.n_steps
 
         def ranks(episodes: Sequence[Episode]) -> list[Ranking]:
             shown = list(episodes)
             for number in range(1, n_orders):
                 shown += shuffle_candidates(episodes, task.seed, number)
-            n = len(shown)
-            rankings = listing.ask(
-                shown, [manual] * n, [()] * n, [manual.history.lengths[0]] * n
-            )  # by order, then by user
+            rankings = listing.step_static(shown, [only_prompt(listing.patterns)]).rankings
+            # by order, then by user
             return [
                 aggregate(episode, shown[k :: len(episodes)], rankings[k :: len(episodes)],
                           task.ranker.seed)
@@ -66,7 +64,7 @@ class SelfConsistency(PromptMethod):
 
         return ranks
 
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """Every order of every user."""
         return (self.n_orders or task.n_steps) * n_users
 

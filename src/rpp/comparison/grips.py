@@ -27,6 +27,7 @@ from rpp.comparison.edits import (
 from rpp.data.episodes import draw_negatives
 from rpp.llms.base import LanguageModelError, LanguageModelStop
 from rpp.metrics import ndcg, target_ranks
+from rpp.prompts.compose import compose
 from rpp.prompts.refine import request
 from rpp.types import Episode, InputError, Item, Ranking, final_scoring
 
@@ -93,7 +94,7 @@ class GRIPS(PromptMethod):
         (found,) = self.search(task, [0], score)
         return lambda episodes: ask(task, episodes, [found] * len(episodes))
 
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """Every instruction tried for every validation user, paraphrases, one for every user."""
         n_tried = self.n_rounds * self.n_edits
         n_scored = (1 + n_tried) * len(task.data.episodes("validation"))
@@ -198,7 +199,7 @@ class PersonalGRIPS(GRIPS):
 
         return ranks
 
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """Every instruction tried for its user, paraphrases, one for the user's candidates."""
         n_tried = self.n_rounds * self.n_edits
         return n_users * (1 + n_tried + self._n_paraphrased(n_tried) + 1)
@@ -225,7 +226,7 @@ class OracleGRIPS(PersonalGRIPS):
     """
 
     name = "grips_oracle"
-    peeks = True
+    is_oracle = True
 
     def scored_on(self, task: Task, episode: Episode) -> Episode | None:
         """The very episode that is tested."""
@@ -245,7 +246,7 @@ def start(task: Task) -> Instruction:
     Raises:
         InputError: If the patterns file has none.
     """
-    manual = task.patterns.learning([])
+    manual = task.manual.patterns
     return Instruction.of(manual.role[0], manual.reasoning[0])
 
 
@@ -253,13 +254,14 @@ def ask(
     task: Task, episodes: Sequence[Episode], instructions: Sequence[Instruction]
 ) -> list[Ranking]:
     """Rank with the manual prompt, role and reasoning of which are those of an instruction."""
-    manual = task.patterns.learning([])
+    manual, ranker = task.manual.patterns, task.ranker
+    lengths = [manual.history.lengths[0]]
     prompts = []
-    for instruction in instructions:
+    for episode, instruction in zip(episodes, instructions, strict=True):
         role, reasoning = instruction.texts
-        prompts.append(replace(manual, role=(role,), reasoning=(reasoning,)))
-    n = len(prompts)
-    return task.ask(episodes, prompts, [()] * n, [manual.history.lengths[0]] * n)
+        worded = replace(manual, role=(role,), reasoning=(reasoning,))
+        prompts += compose([episode], worded, [()], lengths, ranker.display, fits=ranker.fits)
+    return ranker.rank(prompts, episodes)
 
 
 def rewards(rankings: Sequence[Ranking], episodes: Sequence[Episode]) -> NDArray[np.float64]:

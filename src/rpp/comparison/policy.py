@@ -1,9 +1,8 @@
-"""RPP, its ablations, its control as methods of the comparison: fitted if need be, and played."""
+"""Learners as methods of the comparison: fitted if need be, played, their prompts permuted."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,21 @@ from torch import Tensor
 
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.data.kept import load_or_make
-from rpp.module import RPPModule, Step, n_differing
-from rpp.types import Episode, InputError, Ranking
+from rpp.evaluation import PERMUTED, PERMUTED_NOTE, n_differing, step_permuted
+from rpp.learners.base import PromptLearner
+from rpp.learners.checkpoint import UNCHECKED
+from rpp.metrics import METRICS, paired_difference, paired_p_value
+from rpp.results.render import p_value, signed
+from rpp.rollout import Step
+from rpp.types import SPLITS, Episode, InputError, Ranking, final_scoring
 
-KEPT_FOLDER = "policies"
+POLICIES_FOLDER = "policies"
 """Subfolder of a prepared folder with the fitted policies."""
 
 MONITOR = "val/ndcg@10"
 
 N_PROMPTS = "n_prompts"
-"""Stands among the kept weights: the prompts that fitting them took."""
+"""Stands among the cached weights: the prompts that fitting them took."""
 
 
 class Policy(PromptMethod):
@@ -38,7 +42,7 @@ class Policy(PromptMethod):
 
     Args:
         name: Name in tables.
-        module: The learner and its settings.
+        learner: The learner and its settings.
         max_epochs: Passes over the training users.
         batch_size: Users who share an update.
         refined: RPP+: the sentences are those of the comparison's refiner.
@@ -48,7 +52,7 @@ class Policy(PromptMethod):
     def __init__(
         self,
         name: str,
-        module: RPPModule,
+        learner: PromptLearner,
         max_epochs: int = 4,
         batch_size: int = 20,
         refined: bool = False,
@@ -59,12 +63,13 @@ class Policy(PromptMethod):
                 f"{name}: max_epochs is {max_epochs} and batch_size {batch_size}: at least 1 each"
             )
         self.name = name
-        self.module = module
+        self.learner: PromptLearner[Any] = learner
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.refined = refined
         self.log_dir = log_dir
-        self.played: list[Step] = []  # the steps of the users ranked last, for charts
+        self.played: Sequence[Step] = ()
+        self.played_patterns = learner.patterns
         self.n_prompts_fit = 0  # when the weights were made, now or in another run
 
     def learn(self, task: Task) -> Ranks:
@@ -77,50 +82,49 @@ class Policy(PromptMethod):
             raise InputError(
                 f"{self.name} needs a refiner: set environment.refiner, for example to same"
             )
-        self.module.ranker = task.ranker
-        self.module.refiner = task.refiner if self.refined else None
-        folder = task.data.folder / KEPT_FOLDER
+        self.learner.ranker = task.ranker
+        self.learner.refiner = task.refiner if self.refined else None
+        folder = task.data.folder / POLICIES_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
-            self.module.build(task.data, torch.device("cpu"))
-            if self.module.refiner is not None:  # before the fit: reused weights need them too
-                _ = self.module.refiner.refinements
+            self.learner.build(task.data, torch.device("cpu"))
+            if self.learner.refiner is not None:  # before the fit: cached weights need them too
+                _ = self.learner.refiner.refinements
             n_before = task.ranker.n_prompts
             load_or_make(
                 folder / f"{_file_name(self.name)}.safetensors",
-                self._about(task.data.reshuffle),
+                self.metadata(task.data.reshuffle),
                 self._load,
                 lambda: self._fit(task, folder),
             )
         self.n_prompts_reused = self.n_prompts_fit - (task.ranker.n_prompts - n_before)
         return self._rank
 
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """All of a fit, and every step of every test user."""
-        module = self.module
-        n_learners = len(task.data.episodes("train")) * module.n_steps * self.max_epochs
-        n_checks = len(task.data.episodes("validation")) * (
-            module.n_steps * self.max_epochs + module.n_static_asked
-        )
-        return n_learners + n_checks + n_users * module.n_steps
+        counts = {split: len(task.data.episodes(split)) for split in SPLITS}
+        n_fit = self.learner.max_fit_calls(counts, self.max_epochs)
+        return n_fit + n_users * self.learner.n_steps
 
-    def _about(self, reshuffle: bool) -> dict[str, str]:
-        """What the weights depend on."""
-        module = self.module
-        values = {name: vars(module).get(name) for name in _parameters(type(module))}
-        settings: dict[str, Any] = {
-            name: value for name, value in values.items() if isinstance(value, int | float | str)
-        }
-        settings |= {
+    def metadata(self, reshuffle: bool) -> dict[str, str]:
+        """What the weights depend on: all arguments of the learner, data, prompts, environment.
+
+        Args:
+            reshuffle: Whether candidates are shuffled anew in every epoch.
+        """
+        learner = self.learner
+        settings = learner.arguments | {
+            "class": f"{type(learner).__module__}.{type(learner).__qualname__}",
             "max_epochs": self.max_epochs,
             "batch_size": self.batch_size,
             "reshuffle": reshuffle,
         }
-        belonging = {key: each for key, each in module.belonging.items() if "file" not in key}
+        provenance = {k: each for k, each in learner.provenance.items() if k not in UNCHECKED}
         return {
-            "settings": json.dumps(settings, sort_keys=True),
-            "data or sentences": json.dumps(belonging, sort_keys=True),
-            "language model": json.dumps(module.environment, sort_keys=True),
+            # an argument that is no plain value is known by its repr: other objects, other weights
+            "settings": json.dumps(settings, sort_keys=True, default=repr),
+            "data or sentences": json.dumps(provenance, sort_keys=True),
+            "language model": json.dumps(learner.environment_metadata, sort_keys=True),
         }
 
     def _fit(self, task: Task, folder: Path) -> Mapping[str, Tensor]:
@@ -142,9 +146,9 @@ class Policy(PromptMethod):
                 enable_model_summary=False,
                 callbacks=[best, TQDMProgressBar()],
             )  # fmt: skip
-            trainer.fit(self.module, users)
-            kept = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        state: Mapping[str, Tensor] = kept["state_dict"]
+            trainer.fit(self.learner, users)
+            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Tensor] = checkpoint["state_dict"]
         count = {N_PROMPTS: torch.tensor(task.ranker.n_prompts - n_before)}
         return {name: weight.contiguous() for name, weight in state.items()} | count
 
@@ -153,23 +157,22 @@ class Policy(PromptMethod):
         outer = task.data.trainer
         return "auto" if outer is None else outer.accelerator
 
-    def _load(self, state: Mapping[str, Tensor]) -> RPPModule:
+    def _load(self, state: Mapping[str, Tensor]) -> PromptLearner[Any]:
         weights = dict(state)
         self.n_prompts_fit = int(weights.pop(N_PROMPTS))
         try:
-            self.module.load_state_dict(weights)
+            self.learner.load_state_dict(weights)
         except RuntimeError as error:  # other layers than ours
             raise InputError(f"the weights of {self.name} do not fit") from error
-        return self.module.eval()
+        return self.learner.eval()
 
-    def _rank(self, episodes: Sequence[Episode]) -> list[Ranking]:
-        module = self.module
-        self.played = module.play(episodes, module.greedy, int(module.inference_steps))
+    def _rank(self, episodes: Sequence[Episode]) -> Sequence[Ranking]:
+        self.played = self.learner.play(episodes, self.learner.greedy)
         return self.played[-1].rankings
 
 
-class ExchangedPrompts(PromptMethod):
-    """What a policy chose, each user's given to another: what is left is not personal.
+class PermutedPrompts(PromptMethod):
+    """Prompts of a policy, permuted across users; marginals unchanged.
 
     Args:
         policy: The policy, fitted where it is not.
@@ -177,8 +180,8 @@ class ExchangedPrompts(PromptMethod):
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.name = f"{policy.name}, exchanged"
-        self.n_exchanged = 0  # users who got another prompt
+        self.name = f"{policy.name}{PERMUTED}"
+        self.n_differing = 0  # users whose permuted prompt differs from their own
 
     def learn(self, task: Task) -> Ranks:
         """Fit the policy, or load what was fitted.
@@ -191,23 +194,31 @@ class ExchangedPrompts(PromptMethod):
         play = self.policy.learn(task)
         self.n_prompts_reused = self.policy.n_prompts_reused
 
-        def ranks(episodes: Sequence[Episode]) -> list[Ranking]:
+        def ranks(episodes: Sequence[Episode]) -> Sequence[Ranking]:
             play(episodes)
             last = self.policy.played[-1:]
-            exchanged = self.policy.module.exchange(last)
-            self.n_exchanged = n_differing(last, exchanged)
-            return exchanged[0].rankings
+            learner = self.policy.learner
+            permuted = step_permuted(learner.environment, last, learner.policy_seed)
+            self.n_differing = n_differing(last, permuted)
+            return permuted[0].rankings
 
         return ranks
 
-    def n_calls(self, task: Task, n_users: int) -> int:
+    def max_calls(self, task: Task, n_users: int) -> int:
         """Those of the policy and one a user."""
-        return self.policy.n_calls(task, n_users) + n_users
+        return self.policy.max_calls(task, n_users) + n_users
 
-
-def _parameters(kind: type) -> set[str]:
-    """Names of a class's constructor arguments, its parents' included."""
-    return {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
+    def notes(self, ranks: Tensor) -> list[str]:
+        """The policy's paired gain over its permuted prompts."""
+        with final_scoring():
+            own = METRICS["ndcg@10"](self.policy.played[-1].target_ranks())
+        permuted = METRICS["ndcg@10"](ranks)
+        gain, p = paired_difference(own, permuted), paired_p_value(own, permuted)
+        return [
+            f"{self.name}: {PERMUTED_NOTE} {self.n_differing} of {len(own)} prompts differ from the"
+            f" user's own. NDCG@10, {self.policy.name} - {self.name}: {signed(gain)}, p"
+            f" {p_value(p)}."
+        ]
 
 
 def _file_name(name: str) -> str:

@@ -47,3 +47,8 @@ def draw_static_prompts(
         }
         prompts.append(StaticPrompt(tuple(actions[name] for name in patterns.names), lengths[at]))
     return prompts
+
+
+def only_prompt(patterns: Patterns) -> StaticPrompt:
+    """The prompt of patterns without a choice, such as those of the manual prompt."""
+    return StaticPrompt((), patterns.history.lengths[0])

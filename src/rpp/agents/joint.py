@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpp.agents.actor_critic import begin_uniform, inverse_cdf, padded_log_probs, two_layers
+from rpp.agents.actor_critic import begin_uniform, inverse_cdf, mlp, padded_log_probs
+from rpp.types import Choice
 
 
 @dataclass(frozen=True)
-class JointDecision:
+class JointDecision(Choice):
     """What the agent chose for ``B`` users, and how sure it was.
 
     Attributes:
@@ -28,7 +29,6 @@ class JointDecision:
         value: The critic's value of the state, ``(B, 1)``.
     """
 
-    actions: Tensor
     choices: Tensor
     log_prob: Tensor
     entropy: Tensor
@@ -64,7 +64,7 @@ class JointActorCritic(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(hidden_dim, n) for n in sizes)
         for head in self.heads:
             begin_uniform(head)  # type: ignore[arg-type]
-        self.critic = two_layers(state_dim, hidden_dim, 1)
+        self.critic = mlp(state_dim, hidden_dim, 1)
 
     def log_probs(self, state: Tensor) -> Tensor:
         """Log-probabilities of all options, ``(B, H, A)`` with ``A`` the largest number of them.

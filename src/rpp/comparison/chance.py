@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rpp.baselines.base import rank
 from rpp.comparison.base import Task
-from rpp.comparison.static import RandomPolicy
+from rpp.comparison.references import RandomPolicy
 from rpp.llms.base import LanguageModel, ScriptedLanguageModel
 from rpp.llms.controls import Behaviour, ControlLanguageModel, scores_all_alike, scores_at_random
 from rpp.metrics import METRICS, chance, chance_interval, target_ranks

@@ -10,59 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 from rpp.baselines.base import Recommender, rank
 from rpp.comparison.base import PromptMethod, Ranks, Task
-from rpp.comparison.controls import control_ranks, suspicious
-from rpp.comparison.static import Manual, RandomPolicy
-from rpp.llms.base import LanguageModelError, LanguageModelStop
+from rpp.comparison.chance import control_ranks, suspicious
+from rpp.comparison.references import Manual, RandomPolicy
+from rpp.learners.client import RankerClient, Stage
 from rpp.metrics import target_ranks
 from rpp.prompts.patterns import load_patterns
-from rpp.prompts.refine import Refiner
-from rpp.ranker import Counters, Ranker
-from rpp.terminal import remark
-from rpp.types import Episode, InputError, Ranking, final_scoring
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a method has cost.
-
-    Attributes:
-        prompts: Prompts it needed, to decide and for the test users.
-        calls: How many of them the language model answered; the others were in the cache.
-        prompt_tokens: Tokens of these calls.
-        reply_tokens: Likewise.
-        money: What they cost by the prices of an API; 0 where none are given.
-        seconds: Time for everything.
-    """
-
-    prompts: int = 0
-    calls: int = 0
-    prompt_tokens: int = 0
-    reply_tokens: int = 0
-    money: float = 0.0
-    seconds: float = 0.0
-
-    @classmethod
-    def between(
-        cls, before: Counters, after: Counters, seconds: float, n_prompts_reused: int = 0
-    ) -> Cost:
-        """Of what happened between two readings."""
-        calls = after.calls - before.calls
-        return cls(
-            calls + after.cache_hits - before.cache_hits + n_prompts_reused,
-            calls,
-            after.prompt_tokens - before.prompt_tokens,
-            after.reply_tokens - before.reply_tokens,
-            after.money - before.money,
-            seconds,
-        )
+from rpp.results.rows import Expense
+from rpp.terminal import log_progress
+from rpp.types import (
+    Episode,
+    InputError,
+    LanguageModelError,
+    LanguageModelStop,
+    Ranking,
+    final_scoring,
+)
 
 
 @dataclass(frozen=True)
@@ -72,17 +40,21 @@ class Result:
     Attributes:
         method: The method.
         rankings: One per test user.
-        cost: What it has cost.
+        expense: What it has used up.
     """
 
     method: Recommender | PromptMethod
     rankings: Sequence[Ranking]
-    cost: Cost
+    expense: Expense
 
     @property
-    def peeks(self) -> bool:
-        """Whether it is an oracle, which looks at the test targets."""
-        return isinstance(self.method, PromptMethod) and self.method.peeks
+    def is_oracle(self) -> bool:
+        """Whether the method looks at the test targets."""
+        return isinstance(self.method, PromptMethod) and self.method.is_oracle
+
+    def notes(self, ranks: Tensor) -> list[str]:
+        """What the method says of its row; ranks of all test targets, ``(n_users,)``."""
+        return self.method.notes(ranks) if isinstance(self.method, PromptMethod) else []
 
     @property
     def valid(self) -> float | None:
@@ -92,7 +64,7 @@ class Result:
         return sum(each.status == "valid" for each in self.rankings) / len(self.rankings)
 
 
-class Comparison(LightningModule):
+class Comparison(RankerClient):
     """Recommenders and prompt methods on the same users, candidates and order.
 
     Args:
@@ -147,8 +119,6 @@ class Comparison(LightningModule):
         self.n_steps = n_steps
         self.reference = reference
         self.seed = seed
-        self.ranker: Ranker | None = None  # handed over by RewardEnvironment
-        self.refiner: Refiner | None = None  # likewise
         self.users: list[Episode] = []
         self.control_ranks: dict[str, Tensor] = {}
         self.results: list[Result] = []
@@ -165,25 +135,22 @@ class Comparison(LightningModule):
                 f"a comparison runs in one process, not {self.trainer.world_size}: set"
                 " trainer.devices to 1"
             )
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.patterns.check_profiles(data.people(), str(data.summary["settings"]["name"]))
+        name = str(self.data.summary["settings"]["name"])
+        self.patterns.check_profiles(self.data.people(), name)
 
     @property
     def task(self) -> Task:
         """What the prompt methods are given."""
-        if self.ranker is None:
-            raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return Task(data, self.patterns, self.ranker, self.n_steps, self.seed, self.refiner)
+        ranker = self.environment.ranker
+        return Task(self.data, self.patterns, ranker, self.n_steps, self.seed, self.refiner)
 
-    def n_calls(self, stage: Literal["fit", "test"]) -> int:
+    def max_calls(self, stage: Stage) -> int:
         """Largest number of calls to the language model; prompts of several methods count twice."""
         task = self.task
         n_users = len(task.data.episodes("test"))
-        n_sentences = 0 if self.refiner is None else len(self.refiner.patterns_of)
-        return n_sentences + sum(method.n_calls(task, n_users) for method in self.methods)
+        return self.n_refined + sum(method.max_calls(task, n_users) for method in self.methods)
 
-    def calibrate(self, stage: Literal["fit", "test"], n_prompts: int) -> None:
+    def calibrate(self, stage: Stage, n_prompts: int) -> None:
         """Ask some prompts that are asked anyway, if a method asks any."""
         if not self.methods:
             return
@@ -218,7 +185,7 @@ class Comparison(LightningModule):
 
     def _run(self, method: Recommender | PromptMethod) -> None:
         """Let one method learn and rank; what it lacks is said and costs no other method."""
-        remark(f"{method.name} ...")
+        log_progress(f"{method.name} ...")
         ranker = self.task.ranker
         before = ranker.counters
         started = perf_counter()
@@ -228,11 +195,11 @@ class Comparison(LightningModule):
             raise
         except (InputError, LanguageModelError) as error:
             self.not_run[method.name] = str(error)
-            remark(f"{method.name} is left out: {error}")
+            log_progress(f"{method.name} is left out: {error}")
             return
         reused = method.n_prompts_reused if isinstance(method, PromptMethod) else 0
-        cost = Cost.between(before, ranker.counters, perf_counter() - started, reused)
-        self.results.append(Result(method, rankings, cost))
+        expense = Expense.between(before, ranker.counters, perf_counter() - started, reused)
+        self.results.append(Result(method, rankings, expense))
 
     def _learn(self, method: Recommender | PromptMethod) -> Ranks:
         if isinstance(method, PromptMethod):

@@ -1,0 +1,282 @@
+"""The reward environment: who owns the ranker, and what a run may cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from rpp.data.datamodule import EpisodeDataModule
+from rpp.learners.client import RankerClient, Stage
+from rpp.llms.base import LanguageModel
+from rpp.llms.cache import ReplyCache, default_folder
+from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.llms.tuned import n_learnt_from
+from rpp.processes import ask_together, gather
+from rpp.prompts.compose import Layout
+from rpp.prompts.refine import Refiner
+from rpp.ranker import Counters, Decoding, Ranker
+from rpp.terminal import print_result
+from rpp.types import HELD_OUT, InputError, LanguageModelStop
+
+N_CALIBRATION = 8
+"""Prompts by which time and tokens are estimated; the stage asks them anyway."""
+
+
+class RewardEnvironment(Callback):
+    """Owns the ranker's life: a frozen language model that turns prompts into rankings.
+
+    The model is no submodule of anything: it is in no checkpoint, no optimizer and no DDP group.
+
+    Args:
+        llm: The language model; only a module that asks for a ranker needs one.
+        decoding: ``generate``: free text, parsed (the paper). ``constrained``: only unused
+            identifiers can be written. ``first_token``: candidates by the log-probability of
+            their identifier as first token. ``likelihood``: by that of their title as answer.
+        show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
+            free of position bias by construction.
+        per_character: Whether ``likelihood`` divides a title's log-probability by its length;
+            not for a model tuned on titles.
+        layout: ``paper``, or ``history_first``, which lets prompts share more of their work.
+        cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
+            ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
+        cache_gb: Size of that folder, in 10^9 bytes, above which the replies not used for longest
+            are dropped.
+        memory_gb: Memory that passes of a model in this process may take beside its weights, in
+            10^9 bytes; by default most of a GPU's free memory, or a quarter of the computer's.
+        max_calls: Calls to the language model after which the run stops, with a checkpoint or
+            the table so far; answers from the cache are free. Of several learner processes each
+            may make its part of them, and the first to have made it ends the run.
+        seed: Of the order in which candidates that a reply leaves out are appended.
+        refiner: RPP+: the language model that rewrites every sentence the agents can choose, once.
+            ``same`` is the ranker's own, whose weights are not loaded twice. Its calls, as many as
+            there are sentences at most, count like the ranker's. ``null`` is RPP: sentences stay
+            as they are.
+        refine_draw: Another number lets the refiner find other words.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel | None = None,
+        decoding: Decoding = "generate",
+        show_candidates: bool = True,
+        per_character: bool = True,
+        layout: Layout = "paper",
+        cache_dir: str | None = "auto",
+        cache_gb: float | None = 2.0,
+        memory_gb: float | None = None,
+        max_calls: int | None = None,
+        seed: int = 0,
+        refiner: LanguageModel | Literal["same"] | None = None,
+        refine_draw: int = 0,
+    ) -> None:
+        limits = {"cache_gb": cache_gb, "memory_gb": memory_gb, "max_calls": max_calls}
+        for name, limit in limits.items():
+            if limit is not None and limit <= 0:
+                raise InputError(f"environment.{name} is {limit}: choose more than 0, or null")
+        self.llm = llm
+        self.decoding: Decoding = decoding
+        self.show_candidates = show_candidates
+        self.per_character = per_character
+        self.layout: Layout = layout
+        self.cache_dir = cache_dir
+        self.cache_gb = cache_gb
+        self.memory_gb = memory_gb
+        self.max_calls = max_calls
+        self.seed = seed
+        self.refiner = refiner
+        self.refine_draw = refine_draw
+        self.ranker: Ranker | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Build the ranker on the trainer's device and hand it to the module.
+
+        Raises:
+            InputError: If the module needs a language model and there is none.
+        """
+        if not isinstance(pl_module, RankerClient):
+            return
+        if self.ranker is None:
+            self.ranker = self._make_ranker(trainer)
+            self._warn_of_learnt_users(trainer)
+        pl_module.ranker = self.ranker
+        if self.refiner is not None:
+            pl_module.refiner = self._make_refiner(pl_module, self.ranker)
+
+    def _make_ranker(self, trainer: Trainer) -> Ranker:
+        if self.llm is None:
+            raise InputError(
+                "no language model: set environment.llm.class_path, for example by --config"
+                " conf/llm/smollm2.yaml"
+            )
+        for llm in {id(llm): llm for llm in (self.llm, self.refiner)}.values():
+            if isinstance(llm, HuggingFaceLanguageModel):
+                llm.place(trainer.strategy.root_device, self.memory_gb)
+            if isinstance(llm, LanguageModel):
+                llm.share(trainer.world_size)
+        folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
+        if self.cache_dir == "auto":
+            folder = default_folder()
+        return Ranker(
+            self.llm,
+            self.decoding,
+            show_candidates=self.show_candidates,
+            per_character=self.per_character,
+            layout=self.layout,
+            seed=self.seed,
+            cache=ReplyCache(folder, self.cache_gb),
+            max_calls=self._own_calls(trainer.global_rank, trainer.world_size),
+        )
+
+    def _warn_of_learnt_users(self, trainer: Trainer) -> None:
+        """Say so where an adapter has learnt from users who are to be held out."""
+        data = getattr(trainer, "datamodule", None)
+        adapter = self.llm.adapter if isinstance(self.llm, HuggingFaceLanguageModel) else None
+        if adapter is None or not isinstance(data, EpisodeDataModule):
+            return
+        held_out = [e.user_id for s in HELD_OUT for e in data.episodes(s)]
+        if n := n_learnt_from(adapter, data.settings.name, held_out):
+            rank_zero_warn(
+                f"the adapter {adapter} may have learnt from the training interactions of {n} of"
+                f" the {len(held_out)} validation and test users: tune one that leaves them out"
+                " (conf/llm_tuning, with the same seed and numbers of users), or say so with the"
+                " results"
+            )
+
+    def _own_calls(self, rank: int, n_processes: int) -> int | None:
+        """This process's part of ``max_calls``."""
+        if self.max_calls is None:
+            return None
+        return self.max_calls // n_processes + (rank < self.max_calls % n_processes)
+
+    def _make_refiner(self, client: RankerClient, ranker: Ranker) -> Refiner:
+        """A refiner; one with a model like the ranker's has the ranker's model."""
+        llm = ranker.llm
+        if isinstance(self.refiner, LanguageModel) and self.refiner.fingerprint != llm.fingerprint:
+            llm = llm.beside(self.refiner)
+        return Refiner(llm, client.patterns, ranker.display.answer, self.refine_draw)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the fit may cost before it begins."""
+        self._agree_on_sentences(trainer, pl_module)
+        self._announce(trainer, pl_module, "fit")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the test may cost before it begins."""
+        self._agree_on_sentences(trainer, pl_module)
+        self._announce(trainer, pl_module, "test")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree on the refined sentences."""
+        self._agree_on_sentences(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree on the refined sentences."""
+        self._agree_on_sentences(trainer, pl_module)
+
+    def _agree_on_sentences(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of several learner processes the first asks the refiner, and all send its sentences."""
+        refiner = pl_module.refiner if isinstance(pl_module, RankerClient) else None
+        if refiner is None or trainer.world_size == 1:
+            return
+        ask_together(lambda: refiner.refinements if trainer.is_global_zero else {})
+        refiner.recall(gather(refiner.answers)[0])
+
+    def _announce(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
+        """Print the budget: calls at most, and tokens and time by those of a few real prompts."""
+        if self.ranker is None or not isinstance(pl_module, RankerClient):
+            return
+        pl_module.calibrate(stage, 1)  # loads the weights
+        before = self.ranker.counters
+        started = perf_counter()
+        pl_module.calibrate(stage, N_CALIBRATION)
+        seconds = (perf_counter() - started) / trainer.world_size  # all ask at the same time
+        after = self.ranker.counters
+        if trainer.is_global_zero:
+            text = budget(pl_module.max_calls(stage), before, after, seconds, self.max_calls)
+            print_result(text)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what the run has cost so far."""
+        if self.ranker is None or not isinstance(pl_module, RankerClient):
+            return
+        values = all_counters(self.ranker).as_dict()
+        if pl_module.refiner is not None:
+            values |= {name: float(count) for name, count in pl_module.refiner.counts.items()}
+        for name, value in values.items():
+            pl_module.log(f"environment/{name}", value, on_step=True, on_epoch=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say how to go on when a budget ends a fit: from the last epoch, with what was answered.
+
+        A checkpoint amid an epoch would make the next fit play its first users again.
+        """
+        fitting = trainer.state.fn == "fit" and trainer.is_global_zero
+        if fitting and isinstance(exception, LanguageModelStop):
+            last = " with --ckpt_path last" if trainer.current_epoch else ""
+            print_result(
+                f"Every answer is kept: the same command{last} comes back to here without asking"
+            )
+        if self.ranker is not None:  # teardown is not called; the module still reads the counters
+            self.ranker.llm.close()
+            self.ranker = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Free the language model and close the cache."""
+        if self.ranker is not None:
+            self.ranker.llm.close()
+            self.ranker = None
+        if isinstance(self.refiner, LanguageModel):
+            self.refiner.close()
+        if isinstance(pl_module, RankerClient):
+            pl_module.ranker = pl_module.refiner = None
+
+
+def budget(
+    n_calls: int | None, before: Counters, after: Counters, seconds: float, max_calls: int | None
+) -> str:
+    """What a stage may cost, in words.
+
+    Args:
+        n_calls: Calls at most; ``None`` if the stage has no end of its own.
+        before: Counters before some prompts were asked.
+        after: Counters after.
+        seconds: Time they took.
+        max_calls: The user's limit.
+    """
+    limits = [n for n in (n_calls, max_calls) if n is not None]
+    text = f"Budget: at most {min(limits):,} calls" if limits else "Budget: calls without limit"
+    fresh = after.calls - before.calls
+    if not fresh:
+        return f"{text}; the first {after.cache_hits - before.cache_hits} prompts are in the cache."
+    tokens = after.prompt_tokens - before.prompt_tokens, after.reply_tokens - before.reply_tokens
+    if limits:
+        read, written = (f"{min(limits) * n / fresh:,.0f}" for n in tokens)
+        hours = timedelta(seconds=round(min(limits) * seconds / fresh))
+        price = priced(min(limits) * (after.cost - before.cost) / fresh)
+        return (
+            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by"
+            f" the first {fresh}; what the cache knows is free."
+        )
+    read, written = (f"{n / fresh:,.0f}" for n in tokens)
+    return f"{text}, each about {read} prompt and {written} reply tokens, {seconds / fresh:.2f} s."
+
+
+def all_counters(ranker: Ranker) -> Counters:
+    """Counters summed over the learner processes."""
+    of_each = gather(asdict(ranker.counters))
+    return Counters(**{name: sum(own[name] for own in of_each) for name in of_each[0]})
+
+
+def priced(cost: float) -> str:
+    """What tokens cost, for the end of a sentence; nothing where no prices are given."""
+    return f", {cost:.2f} by the prices given" if cost else ""

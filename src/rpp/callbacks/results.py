@@ -1,0 +1,202 @@
+"""The results table of a learner's test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rpp import charts
+from rpp.callbacks.environment import all_counters, priced
+from rpp.evaluation import BEST_STATIC, PERMUTED, PERMUTED_NOTE, RANDOM_POLICY
+from rpp.learners.base import PromptLearner
+from rpp.metrics import (
+    CHANCE,
+    METRICS,
+    Interval,
+    chance_row,
+    mean_interval,
+    paired_difference,
+    paired_p_value,
+)
+from rpp.prompts.refine import Refiner
+from rpp.ranker import Counters
+from rpp.results.publish import Results, publish
+from rpp.results.render import p_value, signed
+from rpp.results.rows import Row, make_row
+from rpp.terminal import print_result
+from rpp.types import LanguageModelStop
+
+
+class ResultsTable(Callback):
+    """Prints the test table and writes it with all that explains it.
+
+    Args:
+        folder: Where ``results.{csv,json,md,html}`` and the charts go.
+    """
+
+    def __init__(self, folder: str = "results") -> None:
+        self.folder = Path(folder)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how the fit ended and what to do next."""
+        checkpoint = trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_path", "")
+        score = getattr(checkpoint, "best_model_score", None)
+        if best and score is not None and trainer.is_global_zero:
+            print_result(
+                f"Best validation NDCG@10 {float(score):.3f} after {trainer.current_epoch} epochs:"
+                f" {best}\nNext: the same command with [bold]test[/] in place of fit"
+            )
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Report the users tested before a budget ended the run."""
+        if isinstance(exception, LanguageModelStop) and trainer.testing:
+            self.on_test_end(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print and write the table."""
+        if not isinstance(pl_module, PromptLearner) or not pl_module.test_results.n_users:
+            return
+        counters = all_counters(pl_module.environment.ranker)
+        if trainer.is_global_zero:
+            publish(_results(pl_module, counters), self.folder, "results")
+
+
+def _results(learner: PromptLearner[Any], counters: Counters) -> Results:
+    found = learner.test_results
+    reference = found.ranks[BEST_STATIC]
+    rows = [
+        make_row(name, ranks, None if name == BEST_STATIC else reference)
+        for name, ranks in found.ranks.items()
+    ]
+    gains = _gains(learner.title, found.ranks)
+    n_steps = int(learner.inference_steps)
+    n_candidates = learner.n_candidates
+    name = learner.data_summary["settings"]["name"]
+    return Results(
+        title=f"{name}, {found.n_users} test users, {n_candidates} candidates, {n_steps} steps",
+        rows=rows,
+        reference=BEST_STATIC,
+        n_candidates=n_candidates,
+        notes=_notes(learner, counters, gains),
+        figures=_figures(learner, rows),
+        record=_record(learner, counters, gains),
+    )
+
+
+def _gains(title: str, ranks: Mapping[str, Tensor]) -> dict[str, tuple[Interval, float]]:
+    """Paired difference of the learner to its controls, with the p-value of none."""
+    ours = METRICS["ndcg@10"](ranks[title])
+    controls = [name for name in (f"{title}{PERMUTED}", RANDOM_POLICY) if name in ranks]
+    theirs = {name: METRICS["ndcg@10"](ranks[name]) for name in controls}
+    return {
+        name: (paired_difference(ours, each), paired_p_value(ours, each))
+        for name, each in theirs.items()
+    }
+
+
+def _notes(
+    learner: PromptLearner[Any], counters: Counters, gains: Mapping[str, tuple[Interval, float]]
+) -> list[str]:
+    """What has to be known to read the table."""
+    title, found = learner.title, learner.test_results
+    notes = [
+        f"NDCG@10, {title} - {name}: {signed(gain)}, p {p_value(p)}."
+        for name, (gain, p) in gains.items()
+    ]
+    if f"{title}{PERMUTED}" in found.ranks:
+        notes.append(
+            f"{title}{PERMUTED}: {PERMUTED_NOTE} {found.n_permuted} of {found.n_users} prompts"
+            " differ from the user's own."
+        )
+    kinds = ("valid", "repaired", "unusable")
+    n_answered = max(sum(found.replies[kind] for kind in kinds), 1)
+    shares = ", ".join(f"{found.replies[kind] / n_answered:.1%} {kind}" for kind in kinds)
+    notes += [
+        f"Replies behind the row {title}: {shares}; {counters.failed} calls failed in all.",
+        f"Cost: {counters.calls} calls, {counters.cache_hits} answered from the cache,"
+        f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
+        f" {counters.seconds:.0f} s{priced(counters.cost)}.",
+    ]
+    if counters.shortened_histories:
+        notes.append(
+            f"{counters.shortened_histories} prompts did not fit the model's context and showed"
+            " fewer past items than chosen."
+        )
+    if missing := int(max(ranks.isnan().sum() for ranks in found.ranks.values())):
+        notes.append(
+            f"Up to {missing} test users got no answer and are left out of a row: run test again,"
+            " what was answered is kept."
+        )
+    if learner.refiner is not None:
+        counts = learner.refiner.counts
+        notes.append(
+            f"RPP+: {counts['refined']} sentences are sent refined, {counts['kept']} as they"
+            " were; so in every row of the table."
+        )
+    return notes
+
+
+def _figures(learner: PromptLearner[Any], rows: list[Row]) -> dict[str, Figure]:
+    found = learner.test_results
+    scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in rows}
+    scores[CHANCE] = chance_row(learner.n_candidates)
+    by_step = [mean_interval(METRICS["ndcg@10"](ranks)) for ranks in found.ranks_by_step]
+    by_method = {
+        name: METRICS["ndcg@10"](found.ranks[name]) for name in (learner.title, BEST_STATIC)
+    }
+    return {
+        "methods": charts.methods(scores),
+        "steps": charts.by_step({learner.title: by_step}, learner.n_candidates),
+        "positions": charts.by_position(by_method, found.positions, learner.n_candidates),
+    }
+
+
+def _record(
+    learner: PromptLearner[Any], counters: Counters, gains: Mapping[str, tuple[Interval, float]]
+) -> dict[str, Any]:
+    """What else the JSON file tells."""
+    found = learner.test_results
+    positions = torch.bincount(found.positions.long(), minlength=learner.n_candidates + 1)
+    return {
+        "inference_steps": int(learner.inference_steps),
+        "n_users": found.n_users,
+        "ndcg@10_gain_over": {
+            name: gain._asdict() | {"p_value": p} for name, (gain, p) in gains.items()
+        },
+        "ndcg@10_by_step": [
+            METRICS["ndcg@10"](ranks).nanmean().item() for ranks in found.ranks_by_step
+        ],
+        "unnamed_target_not_retrieved": {
+            name: metric(found.named_ranks).nanmean().item() for name, metric in METRICS.items()
+        },
+        "permuted_prompts": found.n_permuted,
+        "static_prompt": asdict(learner.static),
+        "target_position": positions[1:].tolist(),
+        "replies": dict(found.replies),
+        "counters": counters.as_dict(),
+        "environment": learner.environment_metadata,
+        "trained_in": learner.trained_in,
+        "refinements": _refinements(learner.refiner),
+        "seeds": {
+            "data": learner.data_summary["settings"]["seed"],
+            "policy": learner.policy_seed,
+            "environment": learner.environment.ranker.seed,
+        },
+        "provenance": learner.provenance,
+    }
+
+
+def _refinements(refiner: Refiner | None) -> list[dict[str, str]]:
+    if refiner is None:
+        return []
+    return [asdict(each) | {"sent": each.sent} for each in refiner.refinements.values()]

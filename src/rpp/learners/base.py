@@ -1,0 +1,219 @@
+"""The contract of a learner: what training, test, callbacks and the comparison rely on.
+
+Subclass :class:`PromptLearner`, say in ``act`` what it chooses and in Lightning's
+``training_step`` how it learns; validation, test, prediction and budgets are here, checkpoints in
+:mod:`rpp.learners.policy`. Name the class in ``model.class_path``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import CatMetric
+
+from rpp import evaluation
+from rpp.data.shares import share
+from rpp.learners.client import Stage
+from rpp.learners.policy import PromptPolicy, check_smallest
+from rpp.metrics import METRICS, ndcg
+from rpp.processes import all_reduce_sum, gather, gather_rows
+from rpp.prompts.static import StaticPrompt, draw_static_prompts
+from rpp.rollout import C, Step, Transition
+from rpp.terminal import log_progress
+from rpp.types import SPLITS, Episode, Split
+
+EPOCH_MEAN: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+"""How training figures are logged; ``sync_dist`` although all processes log the same figures, for
+Lightning cannot know that they do."""
+
+SAMPLED = 1_000_001
+"""Part of the key by which test actions are drawn: no epoch has this number."""
+
+
+class PromptLearner(PromptPolicy[C]):
+    """A policy over prompts that learns from the rewards of a frozen language model.
+
+    Args:
+        n_static_prompts: Prompts drawn for the row "best static prompt" of the test table.
+        policy: What :class:`rpp.learners.policy.PromptPolicy` takes.
+
+    Attributes:
+        train_steps: Steps of the running epoch, of this process alone, for the logs.
+        test_results: What the test has measured so far.
+    """
+
+    static_actions: Tensor
+    static_length: Tensor
+
+    def __init__(self, n_static_prompts: int = 8, **policy: Any) -> None:
+        super().__init__(**policy)
+        check_smallest(n_static_prompts=(n_static_prompts, 1))
+        self.n_static_prompts = n_static_prompts
+        self.register_buffer("static_actions", torch.full((len(self.patterns.names),), -1))
+        self.register_buffer("static_length", torch.tensor(0))
+        self.val_ranks: Any = torch.nn.ModuleList(
+            CatMetric(nan_strategy="disable", sync_on_compute=False) for _ in range(self.n_steps)
+        )
+        self.train_steps: list[Step] = []
+        self.test_results = evaluation.TestResults()
+
+    # -- training ----------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the steps of the last epoch."""
+        self.train_steps = []
+
+    def log_reward(self, transition: Transition[C]) -> None:
+        """Log the mean reward of a training step, and keep the step for the logs."""
+        self.train_steps.append(transition.step)
+        reward = transition.step.rewards().to(self.device)
+        known = reward[reward.isfinite()]
+        total, n_known = all_reduce_sum(torch.stack([known.sum(), known.new_tensor(len(known))]))
+        if n_known:
+            options = EPOCH_MEAN | {"batch_size": int(n_known)}
+            self.log("train/reward", total / n_known, prog_bar=True, **options)
+            self.log(f"train_reward_by_step/{transition.number:02d}", total / n_known, **options)
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Choose the best of some static prompts on validation users: what is to be beaten."""
+        if self.static_length > 0:  # a resumed run has chosen already
+            return
+        best, score = evaluation.best_static_prompt(
+            self.environment, self._static_prompts(), self._own_validation_users()
+        )
+        if score is not None and self.logger is not None:
+            self.logger.log_metrics({"val/best_static_reward": score}, step=0)
+        self.static_actions.copy_(torch.tensor(best.actions))
+        self.static_length.fill_(best.length)
+
+    def _static_prompts(self) -> list[StaticPrompt]:
+        return draw_static_prompts(
+            self.patterns, self.n_static_prompts, self.n_steps, self.policy_seed
+        )
+
+    def _own_validation_users(self) -> list[Episode]:
+        trainer = self.trainer
+        return share(self.data.episodes("validation"), trainer.global_rank, trainer.world_size)
+
+    @property
+    def static(self) -> StaticPrompt:
+        """The best static prompt."""
+        return StaticPrompt(tuple(self.static_actions.tolist()), int(self.static_length))
+
+    # -- validation --------------------------------------------------------------------------
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Play all steps greedily on validation users."""
+        steps = self.play(batch, self.greedy, self.n_steps)
+        for ranks, step in zip(self.val_ranks, steps, strict=True):
+            ranks.update(step.target_ranks())
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose how many steps inference plays: those after which NDCG is highest."""
+        # sorted: which process played whom must not show in a sum
+        by_step = [gather_rows(r.compute().reshape(-1)).sort().values for r in self.val_ranks]
+        for ranks in self.val_ranks:
+            ranks.reset()
+        rewards = [ndcg(ranks, self.n_candidates) for ranks in by_step]
+        # no answer counts 0 in the choice, else the users who got none would decide it
+        best = int(torch.stack([each.nan_to_num(0).mean() for each in rewards]).argmax())
+        self.inference_steps.fill_(best + 1)
+        for name, metric in METRICS.items():
+            shown = name in ("ndcg@10", "hr@5")
+            # numbers, which are logged on the module's device: nccl takes no tensor on the CPU
+            score = float(metric(by_step[best]).nanmean())
+            self.log(f"val/{name}", score, prog_bar=shown, sync_dist=True)
+        self.log("val/inference_steps", float(best + 1), sync_dist=True)
+        for step, each in enumerate(rewards):
+            self.log(f"val_ndcg_by_step/{step:02d}", float(each.nanmean()), sync_dist=True)
+
+    # -- test and prediction -----------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Forget the results of an earlier test."""
+        self.test_results = evaluation.TestResults()
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Play the policy greedily and sampled, a random one, and the best static prompt."""
+        environment, n_steps = self.environment, int(self.inference_steps)
+        steps = self.play(batch, self.greedy)
+        rows = {
+            self.title: steps[-1],
+            f"{self.title}, first step": steps[0],
+            f"{self.title}, sampled": self.play(batch, partial(self.drawn, SAMPLED))[-1],
+            evaluation.RANDOM_POLICY: evaluation.step_random(
+                environment, batch, n_steps, self.policy_seed
+            ),
+            evaluation.BEST_STATIC: environment.step_static(batch, [self.static]),
+        }
+        self.test_results.add(rows, steps)
+
+    def on_test_epoch_end(self) -> None:
+        """Permute the prompts across users, if there are several."""
+        results = self.test_results
+        if results.n_users < 2:
+            return
+        if self.trainer.is_global_zero:
+            log_progress("Permuting the prompts across users ...")
+        permuted = evaluation.step_permuted(self.environment, results.last_steps, self.policy_seed)
+        results.n_permuted = sum(gather(evaluation.n_differing(results.last_steps, permuted)))
+        for step in permuted:
+            results.add_row(f"{self.title}{evaluation.PERMUTED}", step)
+
+    def predict_step(self, batch: list[Episode], batch_idx: int) -> list[dict[str, Any]]:
+        """Recommend: the sentences sent, the final prompt and the ranking of every user.
+
+        With a refiner also the sentences chosen, which it reworded.
+        """
+        step = self.play(batch, self.greedy)[-1]
+        parts = self.patterns.parts
+        return [
+            {
+                "user": episode.user_id,
+                "sentences": dict(zip(parts, prompt.sentences, strict=True)),
+                **(
+                    {"chosen": dict(zip(parts, prompt.chosen, strict=True))} if self.refiner else {}
+                ),
+                "prompt": prompt.text,
+                "ranking": [episode.candidates[k].title for k in ranking.order],
+                "status": ranking.status,
+            }
+            for episode, prompt, ranking in zip(batch, step.prompts, step.rankings, strict=True)
+        ]
+
+    # -- budget ------------------------------------------------------------------------------
+
+    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
+        """Calls of a fit at most: every step of every epoch, and the choice of a static prompt."""
+        an_epoch = (n_users["train"] + n_users["validation"]) * self.n_steps
+        return n_epochs * an_epoch + evaluation.n_static_calls(
+            self.n_static_prompts, n_users["validation"]
+        )
+
+    def max_calls(self, stage: Stage) -> int | None:
+        """Largest number of calls to the language model; ``None`` without ``max_epochs``."""
+        n_users = {split: len(self.data.episodes(split)) for split in SPLITS}
+        if stage == "test":  # greedy and sampled play all steps, the other three rows ask once
+            return self.n_refined + n_users["test"] * (2 * int(self.inference_steps) + 3)
+        n_epochs = self.trainer.max_epochs
+        if n_epochs is None or n_epochs < 0:
+            return None
+        n_calls = self.max_fit_calls(n_users, max(0, n_epochs - self.n_epochs_done))
+        if self.static_length > 0:  # chosen before the run that is resumed was stopped
+            n_calls -= evaluation.n_static_calls(self.n_static_prompts, n_users["validation"])
+        return self.n_refined + n_calls
+
+    def calibrate(self, stage: Stage, n_prompts: int) -> None:
+        """Ask some prompts that this process asks anyway, long ones where there is a choice."""
+        if stage == "fit":
+            static = max(self._static_prompts(), key=lambda each: each.length)
+            episodes = self._own_validation_users()
+        else:
+            static = self.static
+            episodes = [episode for batch in self.data.test_dataloader() for episode in batch]
+        self.environment.step_static(episodes[:n_prompts], [static])
