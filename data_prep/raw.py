@@ -16,7 +16,7 @@ from data_prep.download import download_files
 from data_prep.files import IDS, RawFile, read_table
 from data_prep.settings import DataSettings
 from data_prep.sources import Counts, Source
-from rpp.types import InputError
+from rpp.types import PROFILE, InputError
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _in_words(
             if key in profiles.columns
             else pl.lit(None, pl.String)
         )
-        for key in ("gender", "age", "occupation")
+        for key in PROFILE
     }
     words = profiles.lazy().select("user_id", **columns)
     return words.unique("user_id", keep="first", maintain_order=True).collect()

@@ -24,16 +24,10 @@ from data_prep.__main__ import main
 from data_prep.files import sha256
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from data_prep.splits import order_and_filter, stable_order
+from data_prep.tables import COLUMNS, PREPARED_FILES, load_summary
 from rpp import assets
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import (
-    COLUMNS,
-    PREPARED_FILES,
-    load_summary,
-    load_titles,
-    load_training_pairs,
-    load_users,
-)
+from rpp.data.interactions import load_titles, load_training_pairs, load_users
 from rpp.types import InputError, TargetAccessError, final_scoring, normalise
 
 N_USERS, N_ITEMS = 24, 40

@@ -25,9 +25,9 @@ from torchmetrics import CatMetric
 from rpp.agents.actor_critic import ActorCritic, Decision, random_choices, uniforms
 from rpp.agents.losses import actor_loss, critic_loss, horizon, n_step_returns
 from rpp.agents.state import Observation, Pooling, StateEncoder, encode_parts, shared_encoder
-from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.shares import share
+from rpp.data.vectors import CollaborativeVectors
 from rpp.metrics import METRICS, ndcg, target_ranks
 from rpp.processes import ask_together, average_gradients, gather, gather_rows, means, sums
 from rpp.prompts.compose import Prompt, compose

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rpp.comparison.base import PromptMethod, Ranks, Task
-from rpp.data.kept import load_or_make
+from rpp.data.artifacts import load_or_make
 from rpp.module import RPPModule, Step, n_differing
 from rpp.types import Episode, InputError, Ranking
 

@@ -14,10 +14,13 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
-from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
+from data_prep.tables import load_summary
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_summary, load_titles
+from rpp.data.interactions import load_titles
+from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.pretrained import load_or_train
 from rpp.data.shares import SharedBatches
+from rpp.data.vectors import CollaborativeVectors
 from rpp.types import SPLITS, Episode, InputError, Item, Split
 
 
