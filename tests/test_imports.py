@@ -53,7 +53,9 @@ def test_the_tree_as_it_is_passes(tree):
 )
 def test_an_upward_import_is_seen(tree, importer, imported):
     """``data_prep`` once read its table names from ``rpp.data``, which imports ``data_prep``."""
-    path = tree / ("src" if importer.startswith("rpp.") else "") / f"{importer.replace('.', '/')}.py"
+    path = (
+        tree / ("src" if importer.startswith("rpp.") else "") / f"{importer.replace('.', '/')}.py"
+    )
     path.write_text(f"{path.read_text(encoding='utf-8')}\nimport {imported}\n", encoding="utf-8")
     done = lint(tree)
     assert done.returncode == 1, done.stdout + done.stderr
