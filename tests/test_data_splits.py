@@ -15,9 +15,8 @@ from raw_files import (
     tables,
 )
 
-from data_prep import splits
 from data_prep.prepare import prepare
-from data_prep.splits import order_and_filter, stable_order
+from data_prep.splits import order_and_filter
 from rpp.data.interactions import load_training_pairs, load_users
 from rpp.types import InputError
 
@@ -56,18 +55,6 @@ def test_equal_times_keep_the_order_of_the_file():
     assert sequences.of(0).tolist() == expected
 
 
-@pytest.mark.parametrize("largest", [0, 5, 2**20 - 1, 2**20, 2**45], ids=str)
-def test_stable_order_is_a_stable_sort(largest):
-    keys = np.random.default_rng(0).integers(0, largest, 300, endpoint=True)
-    keys[:100] = keys[100:200]  # equal ones even where there are many to choose from
-    keys[250] = largest
-    expected = sorted(range(300), key=lambda place: keys[place])
-    assert stable_order(keys).tolist() == expected
-    backwards = np.arange(300, dtype=np.int32)[::-1]
-    expected = sorted(range(299, -1, -1), key=lambda place: keys[place])
-    assert stable_order(keys, backwards).tolist() == expected
-
-
 @pytest.mark.parametrize("times", [[3, 1, 2, 1], [0.3, 0.1, 0.2, 0.1], [3e300, -1, 2, -1]], ids=str)
 def test_times_of_any_kind_are_sorted(times):
     interactions = pl.DataFrame(
@@ -91,9 +78,7 @@ def test_repeated_interactions_count_once_at_their_first_time():
     assert sequences.n_repeated == 2
 
 
-@pytest.mark.parametrize("block", [1, 7, 1000])
-def test_repeated_interactions_are_found_in_blocks_of_any_size(monkeypatch, block):
-    monkeypatch.setattr(splits, "_BLOCK", block)
+def test_repeated_interactions_of_many_users():
     rng = np.random.default_rng(0)
     log = [(f"u{rng.integers(9)}", f"i{rng.integers(6)}", float(k)) for k in range(200)]
     schema = ["user_id", "item_id", "order"]
