@@ -156,9 +156,9 @@ def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
         .filter(pl.col("title") != "")
         .unique("item_id", keep="first", maintain_order=True)
         .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))
-        .with_columns(alone=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
+        .with_columns(is_unique=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
         .select(
-            "item_id", title=pl.when(pl.col("alone") & shorten).then("short").otherwise("title")
+            "item_id", title=pl.when(pl.col("is_unique") & shorten).then("short").otherwise("title")
         )
         .collect()
     )

@@ -40,7 +40,7 @@ class EpisodeDataModule(LightningDataModule):
         candidates: ``uniform``: drawn from the catalogue; ``authors``: the published lists.
         order: What orders a user's interactions; Lastfm knows ``play_count`` and ``tag_time``.
         n_train_users: Users who train the policy.
-        n_validation_users: Users who choose rounds and checkpoints.
+        n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
         years: Whether a film's title ends in its year; without, prompts are shorter by a third.
         seed: Of user sets, candidates, their order and the order of training users.
