@@ -24,15 +24,15 @@ from data_prep.sources import SOURCES
 from rpp.baselines.base import Recommender, rank
 from rpp.baselines.blend import Blend
 from rpp.baselines.bm25 import BM25
-from rpp.baselines.collaborative import BPRMF, LightGCN
+from rpp.baselines.factorisation import BPRMF, LightGCN
 from rpp.baselines.neighbours import EASE, ItemKNN
 from rpp.baselines.popularity import Popularity
 from rpp.baselines.sasrec import SASRec
 from rpp.baselines.text import TextRecommender
 from rpp.baselines.unisrec import UniSRec
 from rpp.baselines.vqrec import VQRec
-from rpp.data.collaborative import LightGCNSettings
 from rpp.data.episodes import load_episodes
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.metrics import METRICS, chance, mean_interval, target_ranks
 from rpp.types import Episode, InputError, final_scoring
 

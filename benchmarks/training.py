@@ -29,8 +29,8 @@ from rpp import module
 from rpp.agents.actor_critic import ActorCritic
 from rpp.agents.state import StateEncoder
 from rpp.callbacks import PromptLog, RewardEnvironment
-from rpp.data.collaborative import LightGCNSettings
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.llms.base import LanguageModel, ScriptedLanguageModel
 from rpp.llms.controls import copies_the_list
 from rpp.llms.huggingface import HuggingFaceLanguageModel

@@ -15,11 +15,11 @@ from typing import IO, Literal, cast
 
 import polars as pl
 
-from rpp.types import InputError
+from rpp.types import PROFILE, InputError
 
 Kind = Literal["delimited", "sequences", "json", "parquet"]
 IDS = ("user_id", "item_id")
-OPTIONAL = frozenset({"year", "title", "gender", "age", "occupation"})
+OPTIONAL = frozenset({"year", "title", *PROFILE})
 """Our columns that may be empty; all but ``title`` may also be missing from the file."""
 
 _RECBOLE_TYPE = re.compile(r":(token|token_seq|float|float_seq)$")

@@ -13,9 +13,9 @@ import polars as pl
 from rich.console import Console
 
 from data_prep.files import sha256
-from data_prep.report import FORMAT, Summary
 from data_prep.settings import DataSettings
-from rpp.data.interactions import (
+from data_prep.summary import FORMAT, Summary
+from data_prep.tables import (
     COLUMNS,
     PREPARED_FILES,
     SUMMARY_FILE,

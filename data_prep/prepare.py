@@ -20,11 +20,11 @@ from rich.console import Console
 from data_prep.candidates import CandidateSampler, read_lists
 from data_prep.folder import restore_interrupted, reusable, write_folder
 from data_prep.raw import RawData, distinct, read_raw
-from data_prep.report import Summary, print_summary, summarise
 from data_prep.settings import DataSettings
 from data_prep.sources import CustomFiles
 from data_prep.splits import N_WITHHELD, Sequences, assign_roles, order_and_filter
-from rpp.data.interactions import (
+from data_prep.summary import Summary, print_summary, summarise
+from data_prep.tables import (
     COLUMNS,
     EPISODES_FILE,
     INTERACTIONS_FILE,

@@ -16,7 +16,7 @@ from data_prep.download import download_files
 from data_prep.files import IDS, RawFile, read_table
 from data_prep.settings import DataSettings
 from data_prep.sources import Counts, Source
-from rpp.types import InputError
+from rpp.types import PROFILE, InputError
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
         .filter(pl.col("title") != "")
         .unique("item_id", keep="first", maintain_order=True)
         .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))
-        .with_columns(alone=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
+        .with_columns(is_unique=pl.len().over(pl.col("short").str.to_lowercase()) == 1)
         .select(
-            "item_id", title=pl.when(pl.col("alone") & shorten).then("short").otherwise("title")
+            "item_id", title=pl.when(pl.col("is_unique") & shorten).then("short").otherwise("title")
         )
         .collect()
     )
@@ -187,7 +187,7 @@ def _in_words(
             if key in profiles.columns
             else pl.lit(None, pl.String)
         )
-        for key in ("gender", "age", "occupation")
+        for key in PROFILE
     }
     words = profiles.lazy().select("user_id", **columns)
     return words.unique("user_id", keep="first", maintain_order=True).collect()

@@ -24,7 +24,7 @@ class DataSettings:
         order: What orders a user's interactions. Lastfm has no times: ``play_count`` (the
             authors' way, the target is the most played artist) or ``tag_time``.
         n_train_users: Users who train the policy.
-        n_validation_users: Users who choose rounds and checkpoints.
+        n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
         years: Whether a film's title ends in its year; without, prompts are shorter by a third
             and the year stays only where two films share a title.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from data_prep.files import RawFile
-from rpp.types import InputError
+from rpp.types import PROFILE, InputError
 
 Order = Literal["time", "play_count", "tag_time"]
 
@@ -112,7 +112,7 @@ class CustomFiles:
         """The files as an entry like those of :data:`SOURCES`."""
         user, item = ("user_id", (self.user_column,)), ("item_id", (self.item_column,))
         order, title = ("order", (self.timestamp_column,)), ("title", (self.title_column,))
-        profile = {key: (key,) for key in ("gender", "age", "occupation")}
+        profile = {key: (key,) for key in PROFILE}
         return Source(
             interactions=(self._file(self.interactions, dict([user, item, order])),),
             titles=(self._file(self.titles, dict([item, title])),),

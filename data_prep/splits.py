@@ -6,13 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.sparse import csc_array
 
 from data_prep.raw import distinct
 from rpp.types import InputError, Split
@@ -22,12 +19,6 @@ N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
 
 MIN_LENGTH = 3
 """Interactions a user needs for an episode: one in each split."""
-
-_DIGIT = 20
-"""Bits of a number that are sorted by at once."""
-
-_BLOCK = 1_000_000
-"""Interactions looked at together: what fits the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +86,13 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     """
     user_ids, users = _numbered(interactions["user_id"])
     item_ids, items = _numbered(interactions["item_id"])
-    place = stable_order(users, _oldest_first(interactions["order"].to_numpy()))
-    items = items[place]
-    users = np.repeat(np.arange(len(user_ids), dtype=np.uint32), np.bincount(users))
-    first = _first_of_each(users, items)
-    n_repeated = len(users) - int(first.sum())
-    if n_repeated:
-        users, items = users[first], items[first]
+    table = pl.DataFrame({"user": users, "item": items, "order": interactions["order"]})
+    # one column at a time: by both at once takes four times as long
+    table = table.sort("order", maintain_order=True).drop("order")
+    table = table.sort("user", maintain_order=True)
+    table = table.filter(pl.col("item").is_first_distinct().over("user"))
+    n_repeated = len(users) - len(table)
+    users, items = table["user"].to_numpy(), table["item"].to_numpy()
     while len(users):
         keep = (np.bincount(users) >= min_interactions)[users]
         keep &= (np.bincount(items) >= min_interactions)[items]
@@ -113,56 +104,6 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     user_ids, users = _renumbered(user_ids, users)
     item_ids, items = _renumbered(item_ids, items)
     return Sequences(user_ids.to_list(), item_ids.to_list(), users, items, n_repeated)
-
-
-def stable_order(
-    keys: NDArray[np.integer[Any]], order: NDArray[np.int32] | None = None
-) -> NDArray[np.int32]:
-    """Places of whole numbers from 0 up, ascending, equal ones in the order given or as they stood.
-
-    A radix sort: by the lowest 20 bits, then by the next, as far as the largest number reaches.
-    Its time grows with the number of keys alone, where sorts that compare and hash tables leave
-    the processor's cache.
-    """
-    for shift in range(0, max(int(keys.max(initial=0)).bit_length(), 1), _DIGIT):
-        digits = ((keys >> shift) & (2**_DIGIT - 1)).astype(np.int32)
-        counted = _counting_order(digits if order is None else digits[order])
-        order = counted if order is None else order[counted]
-    assert order is not None
-    return order
-
-
-def _counting_order(keys: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The same for small keys: a matrix with a one in row ``keys[j]`` of column ``j``, by rows."""
-    n = len(keys)
-    ones, columns = np.ones(n, dtype=np.int8), np.arange(n + 1, dtype=np.int32)
-    matrix = csc_array((ones, keys, columns), shape=(int(keys.max(initial=0)) + 1, n))
-    order: NDArray[np.int32] = matrix.tocsr().indices
-    return order
-
-
-def _oldest_first(times: NDArray[np.float64]) -> NDArray[np.int32] | None:
-    """Places by time, equal times as they stood; nothing if they stand so already."""
-    if (times[1:] >= times[:-1]).all():
-        return None
-    if np.abs(times).max() < 2**53 and (times == np.floor(times)).all():
-        whole = times.astype(np.int64)
-        return stable_order(whole - whole.min())
-    return np.argsort(times, kind="stable").astype(np.int32)
-
-
-def _first_of_each(users: NDArray[np.uint32], items: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Whether an interaction is its user's first with its item; users stand together."""
-    first = np.ones(len(users), dtype=bool)
-    cuts = np.searchsorted(users, users[::_BLOCK])  # where the user of every so many-th row begins
-    for start, end in pairwise([*np.unique(cuts).tolist(), len(users)]):
-        own_users, own_items = users[start:end], items[start:end]
-        by_item = stable_order(own_items)  # and so by user within an item, earlier ones first
-        own_users, own_items = own_users[by_item], own_items[by_item]
-        first[start + by_item[1:]] = (own_items[1:] != own_items[:-1]) | (
-            own_users[1:] != own_users[:-1]
-        )
-    return first
 
 
 def assign_roles(

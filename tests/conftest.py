@@ -29,6 +29,7 @@ from transformers import (  # noqa: E402
 )
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
+from rpp import assets  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
@@ -262,3 +263,16 @@ def server(monkeypatch):
     yield running
     running.shutdown()
     running.server_close()
+
+
+@pytest.fixture
+def no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No mirror and no cache but the test's own; no proxy before a local server; no wheels."""
+
+    def refuse(*_: object) -> Path:
+        raise AssertionError("the test tried to fetch a wheel")
+
+    monkeypatch.delenv("RPP_MIRROR", raising=False)
+    monkeypatch.setenv("RPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(assets, "fetch_wheel", refuse)

@@ -14,8 +14,8 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from rpp.callbacks import RewardEnvironment
-from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.vectors import CollaborativeVectors
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.module import RPPModule
 from rpp.types import Episode, Item, Split

@@ -16,14 +16,14 @@ from data_prep.prepare import CustomFiles, DataSettings, prepare
 from rpp.baselines.base import Recommender, TrainingData, candidate_items, choose, past_items, rank
 from rpp.baselines.blend import Blend, z_scores
 from rpp.baselines.bm25 import BM25
-from rpp.baselines.collaborative import BPRMF, LightGCN
+from rpp.baselines.factorisation import BPRMF, LightGCN
 from rpp.baselines.neighbours import EASE, ItemKNN, ease_weights, unit_columns
 from rpp.baselines.popularity import Popularity
 from rpp.baselines.sasrec import SASRec
 from rpp.baselines.unisrec import UniSRec
 from rpp.baselines.vqrec import VQRec
-from rpp.data.collaborative import LightGCNSettings
 from rpp.data.episodes import load_episodes
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.metrics import target_ranks
 from rpp.ranker import arbitrary_order
 from rpp.types import Episode, InputError, Item, TargetAccessError, final_scoring

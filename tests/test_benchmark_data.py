@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import data
+from benchmarks import data, data_jobs
 
 HAS_PANDAS = find_spec("pandas") is not None and find_spec("pyarrow") is not None
 
@@ -108,7 +108,7 @@ def test_a_difference_is_noticed(prepared_folder, tmp_path, name, change, said):
     other = tmp_path / "other"
     shutil.copytree(prepared_folder, other)
     job = {"folders": [str(prepared_folder), str(other)]}
-    assert data.agreement(job)() == {"differs": None}
+    assert data_jobs.agreement(job)() == {"differs": None}
     table = pl.read_parquet(other / f"{name}.parquet")
     table.with_columns(change).write_parquet(other / f"{name}.parquet")
-    assert data.agreement(job)()["differs"].startswith(said)
+    assert data_jobs.agreement(job)()["differs"].startswith(said)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_data_prep import games, lastfm, ml_1m, ml_100k
+from raw_files import games, lastfm, ml_1m, ml_100k
 
 from rpp.cli import main, run
 from rpp.llms.cache import ReplyCache

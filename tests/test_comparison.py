@@ -17,8 +17,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from pipeline import PATTERNS as PATTERNS_FILE
 from pipeline import HashEncoder, MadeUpUsers, environment, module, trainer
 from polars.testing import assert_frame_equal
+from raw_files import games
 from test_cli import here as here
-from test_data_prep import games
 
 from data_prep.prepare import DataSettings, prepare
 from rpp.baselines.base import Recommender

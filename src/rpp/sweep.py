@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from data_prep.files import sha256
 from rpp import charts
 from rpp.cli import check_yaml, run
-from rpp.data.collaborative import VECTORS_FILE
+from rpp.data.pretrained import VECTORS_FILE
 from rpp.llms.base import LanguageModelStop
 from rpp.llms.huggingface import content_name
 from rpp.metrics import CHANCE, METRICS, Interval, chance

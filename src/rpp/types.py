@@ -20,6 +20,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
+PROFILE = ("gender", "age", "occupation")
+"""What may be known of a user: the keys of :attr:`Episode.profile`."""
+
 ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
 """How a ranking was obtained: the reply named every candidate, some, none, or never came."""
 

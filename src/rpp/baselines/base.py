@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from data_prep.tables import load_summary
+from rpp.data.artifacts import load_or_make
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_summary, load_titles, load_training_pairs, load_users
-from rpp.data.kept import load_or_make
+from rpp.data.interactions import load_titles, load_training_pairs, load_users
 from rpp.metrics import ndcg, target_ranks
 from rpp.ranker import arbitrary_order
 from rpp.types import Episode, InputError, Ranking
@@ -109,7 +110,7 @@ class TrainingData:
         make: Callable[[], Mapping[str, Tensor]],
         load: Callable[[Mapping[str, Tensor]], Result],
     ) -> Result:
-        """What is made of tensors kept in the folder for these data and settings.
+        """What is made of tensors saved in the folder for these data and settings.
 
         Args:
             name: Name of the file.
@@ -120,16 +121,16 @@ class TrainingData:
         Raises:
             InputError: If the folder cannot be written to.
         """
-        about = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
+        metadata = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
         folder = self.folder / KEPT_FOLDER
         try:
             folder.mkdir(exist_ok=True)
         except PermissionError as error:
             raise InputError(
-                f"{self.folder} cannot be written to, so {name} cannot be kept: copy the folder to"
+                f"{self.folder} cannot be written to, so {name} cannot be saved: copy the folder to"
                 " a place that can"
             ) from error
-        return load_or_make(folder / f"{name}.safetensors", about, load, make)
+        return load_or_make(folder / f"{name}.safetensors", metadata, load, make)
 
 
 class Recommender(ABC):

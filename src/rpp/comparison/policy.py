@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rpp.comparison.base import PromptMethod, Ranks, Task
-from rpp.data.kept import load_or_make
+from rpp.data.artifacts import load_or_make
 from rpp.evaluation import PERMUTED, PERMUTED_NOTE, n_differing, step_permuted
 from rpp.learners.base import PromptLearner
 from rpp.learners.checkpoint import UNCHECKED

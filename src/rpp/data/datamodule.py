@@ -14,10 +14,13 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
-from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
+from data_prep.tables import load_summary
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_summary, load_titles
+from rpp.data.interactions import load_titles
+from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.pretrained import load_or_train
 from rpp.data.shares import SharedBatches
+from rpp.data.vectors import CollaborativeVectors
 from rpp.types import SPLITS, Episode, InputError, Item, Split
 
 
@@ -37,7 +40,7 @@ class EpisodeDataModule(LightningDataModule):
         candidates: ``uniform``: drawn from the catalogue; ``authors``: the published lists.
         order: What orders a user's interactions; Lastfm knows ``play_count`` and ``tag_time``.
         n_train_users: Users who train the policy.
-        n_validation_users: Users who choose rounds and checkpoints.
+        n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
         years: Whether a film's title ends in its year; without, prompts are shorter by a third.
         seed: Of user sets, candidates, their order and the order of training users.

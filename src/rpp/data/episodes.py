@@ -8,20 +8,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rpp.data.interactions import (
+from data_prep.tables import (
     CANDIDATES,
     EPISODES_FILE,
     HISTORY,
-    PROFILE,
     SPLIT,
     TARGET,
     USER,
     USER_ID,
-    load_titles,
-    load_users,
     scan_table,
 )
-from rpp.types import SPLITS, Episode, InputError, Item, Split, normalise
+from rpp.data.interactions import load_titles, load_users
+from rpp.types import PROFILE, SPLITS, Episode, InputError, Item, Split, normalise
 
 
 def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[Episode]:

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rpp.agents.state import Observation
-from rpp.data.collaborative import CollaborativeVectors
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.vectors import CollaborativeVectors
 from rpp.learners import checkpoint as checkpoints
 from rpp.learners.arguments import RecordsArguments
 from rpp.learners.client import RankerClient

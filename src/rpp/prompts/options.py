@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rpp.data.interactions import PROFILE
-from rpp.types import InputError
+from rpp.types import PROFILE, InputError
 
 Answer = Literal["titles", "identifiers"]
 """What a reply is asked to consist of."""

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from data_prep.prepare import prepare
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import PROFILE, load_training_pairs, load_users
+from rpp.data.interactions import load_training_pairs, load_users
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
-from rpp.types import HELD_OUT, SPLITS, InputError
+from rpp.types import HELD_OUT, PROFILE, SPLITS, InputError
 
 Stretch = tuple[int, int]
 """A user and the number of one of their stretches."""

@@ -1,4 +1,4 @@
-"""Tensors made once and kept: written as a whole or not at all, used again only where they fit."""
+"""Tensors made once and saved: written as a whole or not at all, used again only where they fit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Result = TypeVar("Result")
 
 def load_or_make(
     path: Path,
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
     load: Callable[[Mapping[str, Tensor]], Result],
     make: Callable[[], Mapping[str, Tensor]],
 ) -> Result:
-    """What is made of the tensors kept in a file, which are made first if need be.
+    """What is made of the tensors saved in a file, which are made first if need be.
 
     Args:
         path: The safetensors file, in a folder that exists.
-        about: What the tensors depend on, in words that may stand in a sentence; kept with them.
-            A file that says otherwise is replaced.
+        metadata: What the tensors depend on, in words that may stand in a sentence; saved with
+            them. A file that says otherwise is replaced.
         load: From tensors to the result; a ``KeyError`` or an ``InputError`` means that they do
             not fit, and a file they came from is replaced.
         make: Makes the tensors; one process at a time.
@@ -40,46 +40,46 @@ def load_or_make(
     Raises:
         InputError: If the folder cannot be written to, or what was made does not fit.
     """
-    if (kept := _read(path, about, load)) is not None:
-        return kept
+    if (result := _read(path, metadata, load)) is not None:
+        return result
     try:
         with FileLock(path.with_name(f".{path.name}.lock")):
             # another process may have made them while this one waited
-            if (kept := _read(path, about, load, quiet=True)) is not None:
-                return kept
+            if (result := _read(path, metadata, load, quiet=True)) is not None:
+                return result
             tensors = make()
             result = load(tensors)
-            write(path, tensors, about)
+            write(path, tensors, metadata)
     except PermissionError as error:
         raise InputError(
-            f"{path.parent} cannot be written to, so {path.name} cannot be kept: copy the folder"
+            f"{path.parent} cannot be written to, so {path.name} cannot be saved: copy the folder"
             " to a place that can"
         ) from error
     return result
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file beside its place, then put it there."""
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temp:
         fresh = Path(temp) / path.name
-        save_file(dict(tensors), fresh, metadata=dict(about))
+        save_file(dict(tensors), fresh, metadata=dict(metadata))
         fresh.chmod(0o644)  # safetensors writes for the owner alone; prepared data may be shared
         os.replace(fresh, path)
 
 
 def _read(
     path: Path,
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
     load: Callable[[Mapping[str, Tensor]], Result],
     quiet: bool = False,
 ) -> Result | None:
-    """The result of a kept file, or nothing, with a sentence, if it is damaged or out of date."""
+    """The result of a saved file, or nothing, with a sentence, if it is damaged or out of date."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
-            changed = [key for key, value in about.items() if found.get(key) != value]
+            changed = [key for key, value in metadata.items() if found.get(key) != value]
             if not changed:
                 return load({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
         reason = f"was made with other {' and '.join(changed).replace('_', ' ')}"

@@ -17,7 +17,9 @@ from rpp.baselines.base import (
     candidate_items,
     validation_ndcg,
 )
-from rpp.data.collaborative import CollaborativeVectors, LightGCNSettings, load_or_train
+from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.pretrained import load_or_train
+from rpp.data.vectors import CollaborativeVectors
 from rpp.types import Episode, InputError
 
 
@@ -91,7 +93,7 @@ class BPRMF(Recommender):
             "bpr-mf",
             self.arguments,
             make,
-            lambda kept: dot_scorer(CollaborativeVectors(kept["users"], kept["items"])),
+            lambda tensors: dot_scorer(CollaborativeVectors(tensors["users"], tensors["items"])),
         )
 
     def _train(self, data: TrainingData, rate: float) -> tuple[float, CollaborativeVectors]:

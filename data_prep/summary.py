@@ -19,7 +19,7 @@ from data_prep.files import file_record
 from data_prep.raw import RawData
 from data_prep.settings import DataSettings
 from data_prep.sources import Counts
-from rpp.data.interactions import (
+from data_prep.tables import (
     EPISODES_FILE,
     INTERACTIONS_FILE,
     ITEMS_FILE,
