@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rpp import charts
 from rpp.data.datamodule import EpisodeDataModule
-from rpp.llms.base import LanguageModel, LanguageModelStop
+from rpp.llms.base import LanguageModel
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
@@ -32,7 +32,7 @@ from rpp.prompts.compose import Layout
 from rpp.prompts.refine import Refiner, table
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.terminal import abbreviated, say, score_table
-from rpp.types import HELD_OUT, InputError
+from rpp.types import HELD_OUT, InputError, LanguageModelStop
 
 N_CALIBRATION = 8
 """Prompts by which time and tokens are estimated; the stage asks them anyway."""
@@ -279,7 +279,7 @@ def budget(
     if limits:
         read, written = (f"{min(limits) * n / fresh:,.0f}" for n in tokens)
         hours = timedelta(seconds=round(min(limits) * seconds / fresh))
-        price = _priced(min(limits) * (after.money - before.money) / fresh)
+        price = _priced(min(limits) * (after.cost - before.cost) / fresh)
         return (
             f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by"
             f" the first {fresh}; what the cache knows is free."
@@ -519,7 +519,7 @@ def _notes(
         f"Replies behind the RPP row: {', '.join(shares)}; {counters.failed} calls failed in all.",
         f"Cost: {counters.calls} calls, {counters.cache_hits} answered from the cache,"
         f" {counters.prompt_tokens} prompt and {counters.reply_tokens} reply tokens,"
-        f" {counters.seconds:.0f} s{_priced(counters.money)}.",
+        f" {counters.seconds:.0f} s{_priced(counters.cost)}.",
     ]
     if "RPP, exchanged" in results:
         lines.append(
@@ -541,8 +541,8 @@ def _notes(
     return lines
 
 
-def _priced(money: float) -> str:
-    return f", {money:.2f} in money" if money else ""
+def _priced(cost: float) -> str:
+    return f" at a cost of {cost:.2f}" if cost else ""
 
 
 def _refinements(refiner: Refiner | None) -> list[dict[str, str]]:

@@ -20,13 +20,19 @@ from rpp.baselines.base import Recommender, rank
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.comparison.controls import control_ranks, suspicious
 from rpp.comparison.static import Manual, RandomPolicy
-from rpp.llms.base import LanguageModelError, LanguageModelStop
 from rpp.metrics import target_ranks
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
 from rpp.terminal import remark
-from rpp.types import Episode, InputError, Ranking, final_scoring
+from rpp.types import (
+    Episode,
+    InputError,
+    LanguageModelError,
+    LanguageModelStop,
+    Ranking,
+    final_scoring,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Cost:
         calls: How many of them the language model answered; the others were in the cache.
         prompt_tokens: Tokens of these calls.
         reply_tokens: Likewise.
-        money: What they cost by the prices of an API; 0 where none are given.
+        cost: Their price, by the prices of an API; 0 where none are given.
         seconds: Time for everything.
     """
 
@@ -46,7 +52,7 @@ class Cost:
     calls: int = 0
     prompt_tokens: int = 0
     reply_tokens: int = 0
-    money: float = 0.0
+    cost: float = 0.0
     seconds: float = 0.0
 
     @classmethod
@@ -60,7 +66,7 @@ class Cost:
             calls,
             after.prompt_tokens - before.prompt_tokens,
             after.reply_tokens - before.reply_tokens,
-            after.money - before.money,
+            after.cost - before.cost,
             seconds,
         )
 

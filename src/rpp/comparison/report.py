@@ -309,8 +309,8 @@ def _notes(comparison: Comparison, ranks: Mapping[str, Tensor], n_candidates: in
         for result in comparison.results
         if isinstance(result.method, ExchangedPrompts)
     ]
-    if money := sum(result.cost.money for result in comparison.results):
-        notes.append(f"Money spent by the prices given: {money:.2f}.")
+    if cost := sum(result.cost.cost for result in comparison.results):
+        notes.append(f"Cost by the prices given: {cost:.2f}.")
     if any(result.peeks for result in comparison.results):
         notes.append("An oracle chooses by the test target itself: no method, a bound for one.")
     missing = {
