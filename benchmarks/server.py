@@ -26,10 +26,10 @@ from rich.table import Table
 
 from benchmarks.llama_server import start
 from benchmarks.stub_server import FAULTS, Stub, running
-from rpp.llms.base import LanguageModelError
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.openai import OpenAILanguageModel
+from rpp.types import LanguageModelError
 
 numbers = count()
 

@@ -10,9 +10,9 @@ import math
 
 import pytest
 
-from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.base import LanguageModel
 from rpp.llms.cached import CachedLanguageModel
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError
 
 PROMPTS = (
     "Rank these films.",
@@ -63,34 +63,36 @@ class LanguageModelContract:
     def test_scores_do_not_depend_on_order_or_company(self, llm: LanguageModel) -> None:
         if not self.scores:
             return
-        begun = ["", "1. ", "Red", "a"]
-        rows = llm.score(PROMPTS, OPTIONS, begun)
-        turned = llm.score(PROMPTS[::-1], [row[::-1] for row in OPTIONS[::-1]], begun[::-1])
+        prefixes = ["", "1. ", "Red", "a"]
+        rows = llm.score(PROMPTS, OPTIONS, prefixes)
+        turned = llm.score(PROMPTS[::-1], [row[::-1] for row in OPTIONS[::-1]], prefixes[::-1])
         for row, other in zip(rows, turned[::-1], strict=True):
             assert row == pytest.approx(other[::-1], abs=1e-4)
         for k, row in enumerate(rows):
-            (alone,) = llm.score([PROMPTS[k]], [OPTIONS[k]], [begun[k]])
+            (alone,) = llm.score([PROMPTS[k]], [OPTIONS[k]], [prefixes[k]])
             assert row == pytest.approx(alone, abs=1e-4)
             for text, score in zip(OPTIONS[k], row, strict=True):
-                assert llm.score([PROMPTS[k]], [[text]], [begun[k]])[0] == pytest.approx(
+                assert llm.score([PROMPTS[k]], [[text]], [prefixes[k]])[0] == pytest.approx(
                     [score], abs=1e-4
                 )
 
-    def test_what_is_begun_counts(self, llm: LanguageModel) -> None:
+    def test_the_response_prefix_counts(self, llm: LanguageModel) -> None:
         if not self.scores:
             return
         assert llm.score(["x"], [["A"]], [""]) != llm.score(["x"], [["A"]], ["B\n"])
         assert llm.score(["x"], [["A"]]) == llm.score(["x"], [["A"]], [""])
 
-    def test_permute_writes_every_option_once(self, llm: LanguageModel) -> None:
+    def test_a_permutation_writes_every_option_once(self, llm: LanguageModel) -> None:
         if not self.scores:
             return
-        replies = llm.permute(PROMPTS, OPTIONS)
+        replies = llm.generate_permutation(PROMPTS, OPTIONS)
         for reply, options in zip(replies, OPTIONS, strict=True):
             assert not isinstance(reply, LanguageModelError)
             assert sorted(reply.split("\n")) == sorted(options)
-        assert llm.permute(PROMPTS[::-1], OPTIONS[::-1]) == replies[::-1]
-        assert [llm.permute([p], [o])[0] for p, o in zip(PROMPTS, OPTIONS, strict=True)] == replies
+        assert llm.generate_permutation(PROMPTS[::-1], OPTIONS[::-1]) == replies[::-1]
+        assert [
+            llm.generate_permutation([p], [o])[0] for p, o in zip(PROMPTS, OPTIONS, strict=True)
+        ] == replies
 
     def test_fingerprint_is_stable(self, llm: LanguageModel) -> None:
         before = llm.fingerprint

@@ -25,8 +25,7 @@ from rpp.baselines.vqrec import VQRec
 from rpp.data.episodes import load_episodes
 from rpp.data.lightgcn import LightGCNSettings
 from rpp.metrics import target_ranks
-from rpp.ranker import arbitrary_order
-from rpp.types import Episode, InputError, Item, TargetAccessError, final_scoring
+from rpp.types import Episode, InputError, Item, TargetAccessError, arbitrary_order, final_scoring
 
 N = 24
 

@@ -12,9 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline import MadeUpUsers, environment, module, trainer
 
 from rpp.callbacks import ResultsTable, budget
-from rpp.llms.base import LanguageModelStop
 from rpp.ranker import Counters
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelStop
 
 N_STEPS = 2
 N_STATIC = 3
@@ -155,8 +154,8 @@ def test_budget_in_words_by_hand():
     assert budget(1000, before, after, 8.0, 10).startswith(
         "Budget: at most 10 calls, about 2,000 prompt and 100 reply tokens and 0:00:20 hours"
     )
-    paid = replace(after, money=0.02)
-    assert " and 0:33:20 hours, 5.00 in money by the first 4;" in budget(
+    paid = replace(after, cost=0.02)
+    assert " and 0:33:20 hours at a cost of 5.00 by the first 4;" in budget(
         1000, before, paid, 8.0, None
     )
     assert budget(None, before, after, 8.0, None) == (

@@ -16,10 +16,10 @@ import pytest
 from contracts import LanguageModelContract
 from filelock import FileLock
 
-from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import FILE, ReplyCache, main
 from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 
 class Recorder(ScriptedLanguageModel):
@@ -35,9 +35,9 @@ class Recorder(ScriptedLanguageModel):
         self.batches.append(list(prompts))
         return super().generate(prompts)
 
-    def score(self, prompts, continuations, begun=None):
+    def score(self, prompts, continuations, response_prefixes=None):
         self.batches.append([list(row) for row in continuations])
-        return super().score(prompts, continuations, begun)
+        return super().score(prompts, continuations, response_prefixes)
 
 
 class TestScripted(LanguageModelContract):
@@ -226,11 +226,11 @@ def test_fingerprints_and_kinds_are_kept_apart(tmp_path):
     two = CachedLanguageModel(Recorder(lambda _: "two", name="two"), cache)
     assert one.generate(["a"]) == ["one"]
     assert two.generate(["a"]) == ["two"]
-    assert one.permute(["a"], [["x", "y"]]) != ["one"]
+    assert one.generate_permutation(["a"], [["x", "y"]]) != ["one"]
     assert one.score(["a"], [["x", "y"]])[0] != "one"
     assert len(cache) == 4
-    assert one.permute(["a"], [["x"]]) == ["x"]
-    assert one.score(["a"], [["x"]], ["begun"]) != one.score(["a"], [["x"]])
+    assert one.generate_permutation(["a"], [["x"]]) == ["x"]
+    assert one.score(["a"], [["x"]], ["prefix"]) != one.score(["a"], [["x"]])
 
 
 def test_scores_do_not_depend_on_the_order_they_were_asked_in():

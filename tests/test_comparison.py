@@ -29,14 +29,21 @@ from rpp.comparison.module import Comparison, Cost
 from rpp.comparison.policy import ExchangedPrompts, Policy
 from rpp.comparison.report import ComparisonReport, _cells, as_frame, rows
 from rpp.comparison.static import Enumeration, Manual, RandomPolicy
-from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance_interval, paired_p_value, target_ranks
 from rpp.module import RPPModule, n_differing
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
-from rpp.types import InputError, Ranking, TargetAccessError, final_scoring
+from rpp.types import (
+    InputError,
+    LanguageModelError,
+    LanguageModelStop,
+    Ranking,
+    TargetAccessError,
+    final_scoring,
+)
 
 PATTERNS = load_patterns("conf/patterns/movies.yaml")
 GOOD = PATTERNS.reasoning[3].replace("{n_candidates}", "10")

@@ -13,12 +13,19 @@ from pipeline import PATTERNS, MadeUpUsers
 from rpp.comparison.base import Task
 from rpp.comparison.consistency import SelfConsistency, aggregate, kemeny, preferences
 from rpp.data.datamodule import shuffle_candidates
-from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval, paired_difference, target_ranks
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import Ranker
-from rpp.types import InputError, Ranking, failed_ranking, final_scoring, status_of
+from rpp.types import (
+    InputError,
+    LanguageModelError,
+    Ranking,
+    failed_ranking,
+    final_scoring,
+    status_of,
+)
 
 SENTENCES = load_patterns(PATTERNS)
 

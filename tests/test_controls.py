@@ -138,7 +138,7 @@ def test_a_user_alone_or_in_any_company_is_ranked_the_same(users, tmp_path):
 
 def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
     """A connection lost for one user in five is no reward of 0."""
-    from rpp.llms.base import LanguageModelError
+    from rpp.types import LanguageModelError
 
     asked = []
 

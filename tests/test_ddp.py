@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from rpp.callbacks import Predictions, ResultsTable, RewardEnvironment
 from rpp.data.shares import SharedBatches, share
-from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.ppo import PPOModule
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 N_EPOCHS = 2
 USERS = {"n_train": 11, "n_validation": 5, "n_test": 7, "batch_size": 4}

@@ -23,7 +23,7 @@ from rpp.comparison.edits import (
     swap,
 )
 from rpp.comparison.grips import GRIPS, OracleGRIPS, PersonalGRIPS, validation_episode
-from rpp.llms.base import LanguageModelError, LanguageModelStop, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.controls import SKILL_LESS, answers_at_random, shown_candidates
@@ -31,7 +31,13 @@ from rpp.metrics import METRICS, chance, mean_interval, target_ranks
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import INSTRUCTION, Refiner
 from rpp.ranker import Ranker
-from rpp.types import InputError, TargetAccessError, final_scoring
+from rpp.types import (
+    InputError,
+    LanguageModelError,
+    LanguageModelStop,
+    TargetAccessError,
+    final_scoring,
+)
 
 SENTENCES = load_patterns(PATTERNS)
 MANUAL = SENTENCES.learning([])

@@ -23,12 +23,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rpp.llms.base import LanguageModel, LanguageModelError
-from rpp.llms.huggingface import ALPACA, HuggingFaceLanguageModel
+from rpp.llms.base import LanguageModel
+from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.lines import Lines
 from rpp.llms.noise import GumbelNoise
 from rpp.llms.plan import plan
-from rpp.types import InputError
+from rpp.llms.templates import ALPACA
+from rpp.types import InputError, LanguageModelError
 
 LETTERS = tuple("ABCDEFGHIJ")
 
@@ -87,12 +88,12 @@ def naive_score(llm, head, tail):
 
 
 def test_scores_are_those_of_a_plain_forward_pass(llm):
-    begun = ["", "1. ", "Red ", "a"]
-    rows = llm.score(PROMPTS, OPTIONS, begun)
-    for prompt, start, texts, row in zip(PROMPTS, begun, OPTIONS, rows, strict=True):
+    prefixes = ["", "1. ", "Red ", "a"]
+    rows = llm.score(PROMPTS, OPTIONS, prefixes)
+    for prompt, start, texts, row in zip(PROMPTS, prefixes, OPTIONS, rows, strict=True):
         for text, score in zip(texts, row, strict=True):
             tail = llm.tokenizer(text, add_special_tokens=False).input_ids
-            head = llm.encode(prompt, start)
+            head = llm.prompt_tokenizer.encode(prompt, start)
             assert score == pytest.approx(naive_score(llm, head, tail), abs=1e-4)
 
 
@@ -101,7 +102,7 @@ def test_scores_sum_over_tokens(llm):
     ids = llm.tokenizer("Red Harbour", add_special_tokens=False).input_ids
     assert len(ids) > 1
     (whole,) = llm.score(["x"], [["Red Harbour"]])[0]
-    head = llm.encode("x")
+    head = llm.prompt_tokenizer.encode("x")
     parts = [naive_score(llm, head + ids[:k], [ids[k]]) for k in range(len(ids))]
     assert whole == pytest.approx(sum(parts), abs=1e-4)
 
@@ -110,7 +111,9 @@ def test_small_batches_score_and_write_the_same(llm, make):
     small = make()
     small.place(torch.device("cpu"), memory_gb=1e-9)
     assert small.generate(PROMPTS) == llm.generate(PROMPTS)
-    assert small.permute(PROMPTS, OPTIONS) == llm.permute(PROMPTS, OPTIONS)
+    assert small.generate_permutation(PROMPTS, OPTIONS) == llm.generate_permutation(
+        PROMPTS, OPTIONS
+    )
     for row, other in zip(small.score(PROMPTS, OPTIONS), llm.score(PROMPTS, OPTIONS), strict=True):
         assert row == pytest.approx(other, abs=1e-4)
 
@@ -121,7 +124,7 @@ def test_nothing_cannot_be_scored(llm):
 
 
 def test_greedy_takes_the_most_probable_token(llm):
-    head = llm.encode("What next?")
+    head = llm.prompt_tokenizer.encode("What next?")
     written = []
     for _ in range(12):
         with torch.no_grad():
@@ -135,7 +138,7 @@ def test_greedy_takes_the_most_probable_token(llm):
     assert llm.generate(["What next?"]) == [expected]
 
 
-def test_permute_is_the_greedy_choice_among_what_is_left(llm):
+def test_a_permutation_is_the_greedy_choice_among_what_is_left(llm):
     """With options of one token: at every line the most probable one that is left."""
     prompts = ["Rank one", "Rank two", "Rank three"]
     expected = []
@@ -145,13 +148,13 @@ def test_permute_is_the_greedy_choice_among_what_is_left(llm):
             (scores,) = llm.score([prompt], [left], [lines])
             lines += left.pop(scores.index(max(scores))) + "\n"
         expected.append(lines.rstrip("\n"))
-    assert llm.permute(prompts, [LETTERS[:5]] * 3) == expected
+    assert llm.generate_permutation(prompts, [LETTERS[:5]] * 3) == expected
     assert len(set(expected)) > 1
 
 
-def test_default_permute_is_the_best_line_among_what_is_left(llm):
+def test_the_default_permutation_is_the_best_line_among_what_is_left(llm):
     """The base class scores whole lines, their ends included."""
-    (reply,) = LanguageModel.permute(llm, ["Rank"], [["A", "Red Harbour", "B"]])
+    (reply,) = LanguageModel.generate_permutation(llm, ["Rank"], [["A", "Red Harbour", "B"]])
     (scores,) = llm.score(["Rank"], [["A\n", "Red Harbour\n", "B\n"]])
     best = ["A", "Red Harbour", "B"][scores.index(max(scores))]
     assert reply.split("\n")[0] == best
@@ -228,18 +231,23 @@ def test_reply_length_is_bounded(make):
 
 def test_templates(make):
     chat, alpaca, none = (make(template=t) for t in ("chat", "alpaca", "none"))
-    assert chat.tokenizer.decode(chat.encode("Hi", "1.")) == "<|user|>Hi<|end|><|assistant|>1."
-    assert alpaca.tokenizer.decode(alpaca.encode("Hi", "1.")) == (
+    assert (
+        chat.tokenizer.decode(chat.prompt_tokenizer.encode("Hi", "1."))
+        == "<|user|>Hi<|end|><|assistant|>1."
+    )
+    assert alpaca.tokenizer.decode(alpaca.prompt_tokenizer.encode("Hi", "1.")) == (
         "### Instruction:\nHi\n\n### Response:\n1."
     )
-    assert ALPACA.format(prompt="Hi") + "1." == alpaca.tokenizer.decode(alpaca.encode("Hi", "1."))
-    assert none.tokenizer.decode(none.encode("Hi")) == "Hi"
+    assert ALPACA.format(prompt="Hi") + "1." == alpaca.tokenizer.decode(
+        alpaca.prompt_tokenizer.encode("Hi", "1.")
+    )
+    assert none.tokenizer.decode(none.prompt_tokenizer.encode("Hi")) == "Hi"
     assert chat.count_tokens("Hi") > none.count_tokens("Hi")
 
 
 def test_braces_in_a_title_do_not_break_the_template(make):
     llm = make(template="alpaca")
-    assert "{0} {x}" in llm.tokenizer.decode(llm.encode("{0} {x}"))
+    assert "{0} {x}" in llm.tokenizer.decode(llm.prompt_tokenizer.encode("{0} {x}"))
 
 
 def test_context_length_is_the_models(llm):
@@ -314,7 +322,7 @@ def test_adapter_is_applied(make, llm, adapter_folder):
     adapted = make(adapter=str(folder))
     (scores,) = adapted.score(["Rank"], [LETTERS])
     with torch.no_grad():
-        ids = torch.tensor([adapted.encode("Rank")])
+        ids = torch.tensor([adapted.prompt_tokenizer.encode("Rank")])
         log_probs = network(input_ids=ids).logits[0, -1].log_softmax(-1)
     tokens = [adapted.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
     assert scores == pytest.approx(log_probs[tokens].tolist(), abs=1e-4)
@@ -378,7 +386,7 @@ def test_out_of_memory_names_the_remedy(make, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: full)
     for ask in (
         lambda: llm.generate(["a"]),
-        lambda: llm.permute(["a"], [["A", "B"]]),
+        lambda: llm.generate_permutation(["a"], [["A", "B"]]),
         lambda: llm.score(["a"], [["A"]]),
     ):
         (failure,) = ask()
@@ -390,7 +398,7 @@ def test_a_prompt_without_room_costs_no_other(llm, make, monkeypatch):
     small = make()
     decoder = small.decoder
     prompts = ["a", "words " * 40, "b"]
-    longest = len(small.encode(prompts[1]))
+    longest = len(small.prompt_tokenizer.encode(prompts[1]))
     whole = decoder._pass
 
     def limited(trees, cache):
@@ -405,12 +413,14 @@ def test_a_prompt_without_room_costs_no_other(llm, make, monkeypatch):
 def test_a_shared_tree_is_no_larger_than_the_memory(make):
     llm = make()
     llm.decoder.pair_cost = 0.0
-    heads = [llm.encode(prompt) for prompt in grid()]
-    for room in (10**9, llm.decoder.n_bytes(2 * max(map(len, heads)), 1)):
-        planned = plan(llm.decoder, heads, [[[]]] * len(heads), room=0, max_bytes=room, share=True)
+    prompt_ids = [llm.prompt_tokenizer.encode(prompt) for prompt in grid()]
+    for room in (10**9, llm.decoder.n_bytes(2 * max(map(len, prompt_ids)), 1)):
+        planned = plan(
+            llm.decoder, prompt_ids, [[[]]] * len(prompt_ids), room=0, max_bytes=room, share=True
+        )
         widths = [len(tree) for batch in planned for trees in batch.passes for tree in trees]
         assert llm.decoder.n_bytes(max(widths), 1) <= room
-        assert sorted(row for batch in planned for row in batch.rows) == [*range(len(heads))]
+        assert sorted(row for batch in planned for row in batch.rows) == [*range(len(prompt_ids))]
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(llm, make, monkeypatch):
@@ -424,7 +434,9 @@ def test_a_batch_too_large_for_the_memory_is_halved(llm, make, monkeypatch):
 
     monkeypatch.setattr(decoder, "_pass", limited)
     assert small.generate(PROMPTS) == llm.generate(PROMPTS)
-    assert small.permute(PROMPTS, OPTIONS) == llm.permute(PROMPTS, OPTIONS)
+    assert small.generate_permutation(PROMPTS, OPTIONS) == llm.generate_permutation(
+        PROMPTS, OPTIONS
+    )
     for row, other in zip(small.score(PROMPTS, OPTIONS), llm.score(PROMPTS, OPTIONS), strict=True):
         assert row == pytest.approx(other, abs=1e-4)
 
@@ -451,7 +463,9 @@ def test_prompts_of_one_tree_are_parted_where_there_is_no_memory_for_all(llm, ma
     prompts = grid(1, 7)
     assert small.generate(prompts) == llm.generate(prompts)
     options = [OPTIONS[0]] * len(prompts)
-    assert small.permute(prompts, options) == llm.permute(prompts, options)
+    assert small.generate_permutation(prompts, options) == llm.generate_permutation(
+        prompts, options
+    )
 
 
 def test_a_tree_holds_no_more_prompts_than_have_room_to_be_answered(make, monkeypatch):
@@ -502,9 +516,14 @@ def sentencepiece(tmp_path_factory):
 
 def test_a_continuation_is_scored_as_it_is_spelt_in_the_text(sentencepiece):
     llm = sentencepiece
-    head, whole = llm.encode("A", "1."), llm.encode("A", "1. Heat\n")
-    assert llm.tokenize(" Heat\n") != whole[len(head) :]  # by itself: two blanks
-    assert llm.tokenize(" Heat\n", after=".") == whole[len(head) :]
+    head, whole = (
+        llm.prompt_tokenizer.encode("A", "1."),
+        llm.prompt_tokenizer.encode("A", "1. Heat\n"),
+    )
+    assert (
+        llm.prompt_tokenizer.continuation(" Heat\n") != whole[len(head) :]
+    )  # by itself: two blanks
+    assert llm.prompt_tokenizer.continuation(" Heat\n", after=".") == whole[len(head) :]
     with torch.no_grad():
         log_probs = llm.network(torch.tensor([whole])).logits[0].double().log_softmax(-1)
     expected = sum(log_probs[k - 1, whole[k]].item() for k in range(len(head), len(whole)))
@@ -520,8 +539,8 @@ def test_constrained_lines_are_written_as_they_are_spelt_in_the_text(sentencepie
         return whole(ids, new, known, cache)
 
     monkeypatch.setattr(sentencepiece.decoder, "_continue", watched)
-    (reply,) = sentencepiece.permute(["1"], [["A", "B", "Heat", "1"]])
-    natural = sentencepiece.tokenize(reply)
+    (reply,) = sentencepiece.generate_permutation(["1"], [["A", "B", "Heat", "1"]])
+    natural = sentencepiece.prompt_tokenizer.continuation(reply)
     assert len(written) > 2
     assert natural[: len(written)] == written
 
@@ -538,16 +557,16 @@ def test_texts_longer_than_a_sliding_window_are_refused(tiny_llm_folder, tmp_pat
     Gemma3ForCausalLM(config).save_pretrained(folder)
     llm = HuggingFaceLanguageModel(str(folder), dtype="float32", template="none", max_new_tokens=4)
     short, long = "Hi", PROMPTS[0] * 3
-    head = llm.encode(short)
+    head = llm.prompt_tokenizer.encode(short)
     with torch.no_grad():
         log_probs = llm.network(torch.tensor([head])).logits[0, -1].double().log_softmax(-1)
-    expected = [log_probs[llm.tokenize(each)[0]].item() for each in "AB"]
+    expected = [log_probs[llm.prompt_tokenizer.continuation(each)[0]].item() for each in "AB"]
     assert llm.score([short], [["A", "B"]])[0] == pytest.approx(expected, abs=1e-4)
     for ask in (llm.generate, lambda prompts: llm.score(prompts, [["A", "B"]])):
         with pytest.raises(InputError, match="longer than the 16 that some layers of gemma3"):
             ask([long])
     with pytest.raises(InputError, match="longer than the 16"):  # the reply grows out of it
-        llm.permute([short], [[f"Red Harbour {k} of the north" for k in range(9)]])
+        llm.generate_permutation([short], [[f"Red Harbour {k} of the north" for k in range(9)]])
 
 
 def test_memory_that_pytorch_keeps_for_itself_counts_as_free(make, monkeypatch):
@@ -586,7 +605,7 @@ def test_a_model_in_parts_answers_like_a_whole_one(make, places):
     parts = make(device="cpu", dtype="float32", device_map=places)
     lines = [LETTERS] * len(PROMPTS)
     assert parts.generate(PROMPTS) == whole.generate(PROMPTS)
-    assert parts.permute(PROMPTS, lines) == whole.permute(PROMPTS, lines)
+    assert parts.generate_permutation(PROMPTS, lines) == whole.generate_permutation(PROMPTS, lines)
     ours, theirs = (torch.tensor(llm.score(PROMPTS, lines)) for llm in (parts, whole))
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert parts.fingerprint == whole.fingerprint
@@ -627,7 +646,9 @@ def test_shared_beginnings_are_computed_once_and_change_nothing(make, monkeypatc
     prompts = grid()
     options = [LETTERS[:4]] * len(prompts)
     assert shared.generate(prompts) == alone.generate(prompts)
-    assert shared.permute(prompts, options) == alone.permute(prompts, options)
+    assert shared.generate_permutation(prompts, options) == alone.generate_permutation(
+        prompts, options
+    )
     ours, theirs = shared.score(prompts, options), alone.score(prompts, options)
     for row, other in zip(ours, theirs, strict=True):
         assert row == pytest.approx(other, abs=1e-4)
@@ -645,7 +666,7 @@ def test_constrained_decoding_spends_no_pass_on_what_is_no_choice(make, monkeypa
         return go_on(ids, *rest)
 
     monkeypatch.setattr(llm.decoder, "_continue", counted)
-    llm.permute(["Rank"], [LETTERS])
+    llm.generate_permutation(["Rank"], [LETTERS])
     assert steps == [2] * 8  # a letter and its line break at once
 
 

@@ -14,14 +14,14 @@ from chat_server import FAULTS
 from contracts import LanguageModelContract
 from test_ranker import prompts_for
 
-from rpp.llms.base import LanguageModelError, LanguageModelStop, Usage
+from rpp.llms.base import Usage
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.chat import Budget, without_key
 from rpp.llms.grammar import permutation_grammar
 from rpp.llms.openai import OpenAILanguageModel
-from rpp.ranker import Ranker, arbitrary_order
-from rpp.types import InputError
+from rpp.ranker import Ranker
+from rpp.types import InputError, LanguageModelError, LanguageModelStop, arbitrary_order
 
 KEY = "sk-planted-4f9Qz81Xw"
 
@@ -66,7 +66,7 @@ def test_replies_come_in_order_and_no_more_requests_at_once_than_asked(server, m
     assert 1 < server.most_at_once <= 3
     assert llm.usage.prompt_tokens == 140
     assert llm.usage.reply_tokens == 60
-    assert llm.money(llm.usage) == 0
+    assert llm.cost(llm.usage) == 0
     assert server.seen[0]["temperature"] == 0.2
     assert server.seen[0]["max_tokens"] == 400
 
@@ -195,7 +195,7 @@ def test_cost_by_hand():
     budget = Budget(max_cost=1.0, prompt_price=0.5, reply_price=1.5)
     assert budget.cost(Usage(1_000_000, 200_000)) == pytest.approx(0.5 + 0.3)
     budget.check(Usage(1_000_000, 333_333))
-    with pytest.raises(LanguageModelStop, match=r"budget of 1 in money is spent .* max_cost"):
+    with pytest.raises(LanguageModelStop, match=r"budget of 1 is spent .* max_cost"):
         budget.check(Usage(1_000_000, 333_334))
 
 
@@ -211,7 +211,7 @@ def test_money_spent_is_counted_once_and_a_repetition_is_free(make, tiny_episode
     ranker = Ranker(make(prompt_price=1.0, reply_price=2.0), "generate")
     for _ in range(2):
         ranker.rank(prompts_for(tiny_episodes[:2], "titles"), tiny_episodes[:2])
-        assert ranker.counters.money == pytest.approx(26e-6)  # two calls of 7 and 3 tokens
+        assert ranker.counters.cost == pytest.approx(26e-6)  # two calls of 7 and 3 tokens
 
 
 def test_a_budget_holds_where_the_server_does_not_count(server, make):
@@ -446,14 +446,14 @@ def test_likelihood_is_refused(make):
 
 def test_constrained_needs_a_grammar(make):
     with pytest.raises(InputError, match=r"init_args\.grammar to llama.cpp or vllm"):
-        make().permute(["p"], [["A", "B"]])
+        make().generate_permutation(["p"], [["A", "B"]])
 
 
 @pytest.mark.parametrize("way", ["llama.cpp", "vllm"])
 def test_a_server_that_ignores_the_grammar_is_refused(server, make, way):
     """``transformers serve`` takes unknown fields without a word."""
     with pytest.raises(InputError, match="does not keep to a grammar"):
-        make(grammar=way).permute(["p"], [["A", "B"]])
+        make(grammar=way).generate_permutation(["p"], [["A", "B"]])
     sent = server.seen[0] if way == "llama.cpp" else server.seen[0]["structured_outputs"]
     assert sent["grammar"] == permutation_grammar(["A", "B"])
 

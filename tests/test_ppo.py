@@ -14,12 +14,11 @@ from test_controls import ROWS
 from test_learning import planted
 
 from rpp.agents.ppo import JointActorCritic, draw_prompts
-from rpp.llms.base import LanguageModelError
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval
 from rpp.ppo import PPOModule
 from rpp.prompts.patterns import load_patterns
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError
 
 N_ACTIONS = (3, 2, 5)
 SENTENCES = load_patterns(PATTERNS)

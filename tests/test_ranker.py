@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.parsing import parse_reply
 from rpp.prompts.compose import Prompt, identifier
-from rpp.ranker import Ranker, arbitrary_order, parse_reply
-from rpp.types import Episode, InputError, Item
+from rpp.ranker import Ranker
+from rpp.types import Episode, InputError, Item, LanguageModelError, arbitrary_order
 
 FILMS = ("Heat", "Casino", "Ronin", "The Matrix")
 NUMBERS = ("1984", "12 Angry Men", "10", "Seven", "2001: A Space Odyssey", "300")
@@ -213,8 +214,8 @@ def test_failed_calls_are_failed_rankings_not_completions(tiny_episodes):
 
 def test_failed_scores_are_failed_rankings(tiny_episodes):
     class Half(ScriptedLanguageModel):
-        def score(self, prompts, continuations, begun=None):
-            rows = super().score(prompts, continuations, begun)
+        def score(self, prompts, continuations, response_prefixes=None):
+            rows = super().score(prompts, continuations, response_prefixes)
             return [LanguageModelError("lost") if "user 3\n" in p else row
                     for p, row in zip(prompts, rows, strict=True)]  # fmt: skip
 

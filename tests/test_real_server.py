@@ -64,10 +64,10 @@ def test_a_grammar_gives_permutations_and_nothing_else(make):
     llm = make()
     prompts = [QUESTION.format("\n".join(OPTIONS)), "Write a poem about the sea.", "x"]
     options = [OPTIONS, OPTIONS[:4], ["Red Harbour", "Red", 'The "Blue" Mirror', "七人の侍"]]
-    replies = llm.permute(prompts, options)
+    replies = llm.generate_permutation(prompts, options)
     for reply, lines in zip(replies, options, strict=True):
         assert sorted(reply.split("\n")) == sorted(lines)
-    assert llm.permute(prompts[::-1], options[::-1]) == replies[::-1]
+    assert llm.generate_permutation(prompts[::-1], options[::-1]) == replies[::-1]
 
 
 @pytest.mark.parametrize("decoding", ["generate", "constrained", "first_token"])

@@ -8,14 +8,14 @@ import re
 import pytest
 from pipeline import MadeUpUsers, environment, module, trainer
 
-from rpp.llms.base import LanguageModelError, ScriptedLanguageModel
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.controls import copies_the_list
 from rpp.prompts.compose import Display, compose
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import INSTRUCTION, Refiner, clean, judge, refusal, request
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError
 
 PATTERNS = load_patterns("conf/patterns/movies.yaml")
 N_SENTENCES = 3 + 9 + 5

@@ -13,9 +13,8 @@ from test_cli import ROOT
 from test_cli import here as here
 
 from rpp import charts, sweep
-from rpp.llms.base import LanguageModelStop
 from rpp.metrics import METRICS, Interval
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelStop
 
 SWEEPS = sorted(path.stem for path in (ROOT / "conf/sweeps").glob("*.yaml"))
 CANDIDATES = "conf/sweeps/candidates.yaml"

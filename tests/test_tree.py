@@ -51,24 +51,28 @@ def test_common_length():
 
 
 def test_prompts_join_where_that_saves_more_than_it_costs():
-    heads = [[1, 2, 3, 4, 5], [9, 9], [1, 2, 3, 4, 6], [1, 2, 3, 4, 5]]
-    sizes = [len(head) for head in heads]
-    free = group(heads, sizes, pair_cost=0, max_size=100)
+    prompt_ids = [[1, 2, 3, 4, 5], [9, 9], [1, 2, 3, 4, 6], [1, 2, 3, 4, 5]]
+    sizes = [len(head) for head in prompt_ids]
+    free = group(prompt_ids, sizes, pair_cost=0, max_size=100)
     assert sorted(map(sorted, free)) == [[0, 2, 3], [1]]
     # rows 0 and 3 are one text: joined, 5 tokens are saved and no pair is added; row 2 would
     # save 4 tokens and make 6 * 6 pairs of 5 * 5 + 5 * 5
-    assert sorted(map(sorted, group(heads, sizes, pair_cost=1e6, max_size=100))) == [
+    assert sorted(map(sorted, group(prompt_ids, sizes, pair_cost=1e6, max_size=100))) == [
         [0, 2, 3], [1],
     ]  # fmt: skip
-    assert sorted(map(sorted, group(heads, sizes, pair_cost=0, max_size=5))) == [[0, 3], [1], [2]]
+    assert sorted(map(sorted, group(prompt_ids, sizes, pair_cost=0, max_size=5))) == [
+        [0, 3],
+        [1],
+        [2],
+    ]
 
 
 def test_long_suffixes_are_not_worth_a_short_beginning():
     """Two prompts of 10 tokens share 1: together 19 * 19 pairs, alone twice 10 * 10."""
-    heads = [[0, *range(1, 10)], [0, *range(11, 20)]]
+    prompt_ids = [[0, *range(1, 10)], [0, *range(11, 20)]]
     added = 19**2 - 2 * 10**2
-    assert len(group(heads, [10, 10], pair_cost=0.9 / added, max_size=100)) == 1
-    assert len(group(heads, [10, 10], pair_cost=1.1 / added, max_size=100)) == 2
+    assert len(group(prompt_ids, [10, 10], pair_cost=0.9 / added, max_size=100)) == 1
+    assert len(group(prompt_ids, [10, 10], pair_cost=1.1 / added, max_size=100)) == 2
 
 
 def test_batches_hold_similar_sizes_and_every_tree_once():

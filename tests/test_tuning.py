@@ -215,7 +215,7 @@ def test_only_titles_are_learnt(adapter):
         item.title.replace(" ", "") for item in OWN
     ]  # fmt: skip
     whole = made.llm.tokenizer.decode(ids)
-    assert whole == made.llm.render(instruction.prompt) + instruction.output
+    assert whole == made.llm.prompt_tokenizer.render(instruction.prompt) + instruction.output
 
 
 def test_a_ranking_is_learnt_with_its_end_and_a_history_is_not(adapter):

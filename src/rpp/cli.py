@@ -25,9 +25,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
-from rpp.callbacks import RewardEnvironment
-from rpp.llms.base import LanguageModelError
-from rpp.types import InputError
+from rpp.callbacks.environment import RewardEnvironment
+from rpp.types import InputError, LanguageModelError
 
 CHECKPOINTS = "checkpoints"
 

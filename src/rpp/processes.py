@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, distributed
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from rpp.llms.base import LanguageModelError, LanguageModelStop
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 Result = TypeVar("Result")
 

@@ -22,11 +22,10 @@ from data_prep.files import sha256
 from rpp import charts
 from rpp.cli import check_yaml, run
 from rpp.data.pretrained import VECTORS_FILE
-from rpp.llms.base import LanguageModelStop
-from rpp.llms.huggingface import content_name
+from rpp.llms.content import content_name
 from rpp.metrics import CHANCE, METRICS, Interval, chance
 from rpp.terminal import log_progress
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelStop
 
 Value = int | float
 Record = Mapping[str, Any]

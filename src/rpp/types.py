@@ -12,6 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+from zlib import crc32
+
+import numpy as np
 
 if TYPE_CHECKING:  # the data preparation starts without waiting for torch
     from torch import Tensor
@@ -29,6 +32,23 @@ ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
 
 class InputError(Exception):
     """Something the user gave is wrong; the message is one sentence naming value and remedy."""
+
+
+class LanguageModelError(RuntimeError):
+    """A call got no answer: lost connection, timeout, refusal, out of memory.
+
+    Raised, it stands for the whole batch; returned in place of a reply, for one prompt. Either
+    way the prompt counts as failed, is left out of the update and asked again next time; it is
+    never a reward of 0.
+    """
+
+
+class LanguageModelStop(LanguageModelError):
+    """Nothing will be answered any more in this run: a budget is spent, a key refused.
+
+    Given in place of a reply like its base class, it ends the run with its message as soon as
+    what else was answered is kept.
+    """
 
 
 class TargetAccessError(RuntimeError):
@@ -162,6 +182,17 @@ class Choice:
     """
 
     actions: Tensor
+
+
+def arbitrary_order(episode: Episode, seed: int) -> list[int]:
+    """Candidate positions in an order that knows neither the target nor what was displayed.
+
+    Used for candidates that a reply leaves out and to break ties. It depends on the seed, the
+    user and the set of candidates alone.
+    """
+    by_item = sorted(range(len(episode.candidates)), key=lambda k: episode.candidates[k].index)
+    rng = np.random.default_rng([seed, crc32((episode.user_id or str(episode.user)).encode())])
+    return [by_item[k] for k in rng.permutation(len(by_item))]
 
 
 def status_of(n_named: int, n_candidates: int) -> ReplyStatus:

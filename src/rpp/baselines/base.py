@@ -25,8 +25,7 @@ from rpp.data.artifacts import load_or_make
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_titles, load_training_pairs, load_users
 from rpp.metrics import ndcg, target_ranks
-from rpp.ranker import arbitrary_order
-from rpp.types import Episode, InputError, Ranking
+from rpp.types import Episode, InputError, Ranking, arbitrary_order
 
 KEPT_FOLDER = "baselines"
 """Subfolder of a prepared folder with what the recommenders keep."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from rpp.agents.state import PromptEncoder
+from rpp.encoders import PromptEncoder
 from rpp.baselines.base import Recommender, Scorer, TrainingData
 from rpp.baselines.sequential import (
     SequenceEncoder,

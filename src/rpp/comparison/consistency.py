@@ -20,8 +20,7 @@ from scipy.sparse import csr_array
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.data.datamodule import shuffle_candidates
 from rpp.prompts.static import only_prompt
-from rpp.ranker import arbitrary_order
-from rpp.types import Episode, InputError, Ranking, failed_ranking, status_of
+from rpp.types import Episode, InputError, Ranking, arbitrary_order, failed_ranking, status_of
 
 
 class SelfConsistency(PromptMethod):

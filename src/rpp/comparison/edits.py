@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from rpp.llms.base import LanguageModelError
 from rpp.prompts.refine import judge
+from rpp.types import LanguageModelError
 
 T = TypeVar("T")
 

@@ -25,11 +25,18 @@ from rpp.comparison.edits import (
     paraphrase,
 )
 from rpp.data.episodes import draw_negatives
-from rpp.llms.base import LanguageModelError, LanguageModelStop
 from rpp.metrics import ndcg, target_ranks
 from rpp.prompts.compose import compose
 from rpp.prompts.refine import request
-from rpp.types import Episode, InputError, Item, Ranking, final_scoring
+from rpp.types import (
+    Episode,
+    InputError,
+    Item,
+    LanguageModelError,
+    LanguageModelStop,
+    Ranking,
+    final_scoring,
+)
 
 Tried = tuple[int, Instruction]
 """An instruction and the search, of several that run side by side, that tries it."""

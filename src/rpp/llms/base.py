@@ -6,24 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rpp.types import InputError
-
-
-class LanguageModelError(RuntimeError):
-    """A call got no answer: lost connection, timeout, refusal, out of memory.
-
-    Raised, it stands for the whole batch; returned in place of a reply, for one prompt. Either
-    way the prompt counts as failed, is left out of the update and asked again next time; it is
-    never a reward of 0.
-    """
-
-
-class LanguageModelStop(LanguageModelError):
-    """Nothing will be answered any more in this run: a budget is spent, a key refused.
-
-    Given in place of a reply like its base class, it ends the run with its message as soon as
-    what else was answered is kept.
-    """
+from rpp.types import InputError, LanguageModelError
 
 
 @dataclass
@@ -78,7 +61,7 @@ class LanguageModel(ABC):
         self,
         prompts: Sequence[str],
         continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
+        response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
         """Log-probability of each continuation as the next text of the reply.
 
@@ -86,7 +69,7 @@ class LanguageModel(ABC):
             prompts: ``B`` texts.
             continuations: For every prompt, the texts to score; each on its own, none of them
                 sees another.
-            begun: For every prompt, the beginning of the reply that is already written.
+            response_prefixes: For every prompt, the beginning of the reply that is already written.
 
         Returns:
             For every prompt, one natural logarithm per continuation, summed over its tokens;
@@ -101,7 +84,7 @@ class LanguageModel(ABC):
             " with environment.show_candidates: true"
         )
 
-    def permute(
+    def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
         """Write every prompt's options, one a line, each exactly once: constrained decoding.
@@ -132,8 +115,8 @@ class LanguageModel(ABC):
                     lines[row].append(left[row].pop(score.index(max(score))))
         return [errors.get(row, "\n".join(lines[row] + left[row])) for row in range(len(prompts))]
 
-    def money(self, usage: Usage) -> float:
-        """What tokens cost, in the currency of the prices; 0 where nothing is paid for them."""
+    def cost(self, usage: Usage) -> float:
+        """Price of some tokens, in the currency of the prices; 0 where nothing is paid for them."""
         return 0.0
 
     def share(self, n_processes: int) -> None:
@@ -197,12 +180,14 @@ class ScriptedLanguageModel(LanguageModel):
         self,
         prompts: Sequence[str],
         continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
+        response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
-        """Ask the script, continuation by continuation; ``begun`` is part of its prompt."""
+        """Ask the script, continuation by continuation; a response prefix is part of its prompt."""
         if self.scorer is None:
-            return super().score(prompts, continuations, begun)
-        prompts = [p + b for p, b in zip(prompts, begun or [""] * len(prompts), strict=True)]
+            return super().score(prompts, continuations, response_prefixes)
+        prompts = [
+            p + b for p, b in zip(prompts, response_prefixes or [""] * len(prompts), strict=True)
+        ]
         self.usage.prompt_tokens += sum(map(self.count_tokens, prompts))
         scorer = self.scorer
         return [

@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rpp.llms.base import LanguageModel, LanguageModelError, LanguageModelStop, Usage
+from rpp.llms.base import LanguageModel, Usage
 from rpp.llms.cache import ReplyCache
+from rpp.types import LanguageModelError, LanguageModelStop
 
 CHUNK = 64
 """Prompts sent at once to a model that takes batches; kept before the next are sent."""
@@ -41,9 +42,9 @@ class Meter:
         return Usage(sum(u.prompt_tokens for u in used), sum(u.reply_tokens for u in used))
 
     @property
-    def money(self) -> float:
+    def cost(self) -> float:
         """Price of these tokens; 0 where none is given."""
-        return sum(model.money(model.usage) for model in self.models)
+        return sum(model.cost(model.usage) for model in self.models)
 
 
 class CachedLanguageModel(LanguageModel):
@@ -81,10 +82,11 @@ class CachedLanguageModel(LanguageModel):
             keys, prompts, lambda rows: self.model.generate([prompts[r] for r in rows])
         )
 
-    def permute(
+    def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
         """Constrained reply to every prompt, from the cache where it is known."""
+        # the word of the first version: another would lose what was cached then
         keys = [
             self._key("permute", prompt, *lines)
             for prompt, lines in zip(prompts, options, strict=True)
@@ -92,17 +94,19 @@ class CachedLanguageModel(LanguageModel):
         return self._fill(
             keys,
             prompts,
-            lambda rows: self.model.permute([prompts[r] for r in rows], [options[r] for r in rows]),
+            lambda rows: self.model.generate_permutation(
+                [prompts[r] for r in rows], [options[r] for r in rows]
+            ),
         )
 
     def score(
         self,
         prompts: Sequence[str],
         continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
+        response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
         """Scores of every prompt's continuations; their order does not matter to the cache."""
-        starts = begun or [""] * len(prompts)
+        starts = response_prefixes or [""] * len(prompts)
         sets = [sorted(set(texts)) for texts in continuations]
         keys = [
             self._key("score", prompt, start, *texts)
@@ -122,9 +126,9 @@ class CachedLanguageModel(LanguageModel):
             for row, texts, asked in zip(rows, sets, continuations, strict=True)
         ]
 
-    def money(self, usage: Usage) -> float:
+    def cost(self, usage: Usage) -> float:
         """As the model counts."""
-        return self.model.money(usage)
+        return self.model.cost(usage)
 
     def count_tokens(self, text: str) -> int:
         """As the model counts."""

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import openai
 from openai.types.chat.chat_completion import Choice
 
-from rpp.llms.base import LanguageModelError, LanguageModelStop, Usage
-from rpp.types import InputError
+from rpp.llms.base import Usage
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 AGAIN = (
     "run the same command again, with --ckpt_path last if an epoch was finished; what was answered"
@@ -29,12 +29,12 @@ class Budget:
 
     Attributes:
         max_total_tokens: Prompt and reply tokens; ``None`` sets no limit.
-        max_cost: Money, in the currency of the prices; ``None`` sets no limit.
+        max_cost: Price of these tokens, in the currency of the prices; ``None`` sets no limit.
         prompt_price: Price of a million prompt tokens.
         reply_price: Price of a million reply tokens.
 
     Raises:
-        InputError: If there is a limit for money and no price.
+        InputError: If there is a limit of the cost and no price.
     """
 
     max_total_tokens: int | None = None
@@ -57,7 +57,7 @@ class Budget:
         return replace(self, max_total_tokens=tokens, max_cost=cost)
 
     def cost(self, usage: Usage) -> float:
-        r"""Money spent: :math:`(n_p c_p + n_r c_r) / 10^6`."""
+        r"""What tokens cost: :math:`(n_p c_p + n_r c_r) / 10^6`."""
         prompts = usage.prompt_tokens * self.prompt_price
         return (prompts + usage.reply_tokens * self.reply_price) / 1e6
 
@@ -71,7 +71,7 @@ class Budget:
         if self.max_total_tokens is not None and tokens >= self.max_total_tokens:
             limit = f"{self.max_total_tokens} tokens is spent: raise max_total_tokens"
         elif self.max_cost is not None and self.cost(usage) >= self.max_cost:
-            limit = f"{self.max_cost:g} in money is spent after {tokens} tokens: raise max_cost"
+            limit = f"{self.max_cost:g} is spent after {tokens} tokens: raise max_cost"
         else:
             return
         raise LanguageModelStop(f"the budget of {limit} in environment.llm.init_args and {AGAIN}")

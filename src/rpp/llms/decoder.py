@@ -197,7 +197,7 @@ class Decoder:
 
     # -- constrained decoding ----------------------------------------------------------------
 
-    def permute(self, prompts: Prefilled, lines: Sequence[Lines]) -> int:
+    def generate_permutation(self, prompts: Prefilled, lines: Sequence[Lines]) -> int:
         """Write every prompt's lines in the order the network prefers.
 
         What is no choice takes no pass of its own: the rest of a line whose beginning no other

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rpp.assets import resolve_model
-from rpp.llms.base import LanguageModel, LanguageModelError
+from rpp.llms.base import LanguageModel
+from rpp.llms.content import content_name
 from rpp.llms.decoder import Decoder
-from rpp.llms.lines import Lines
-from rpp.llms.noise import GumbelNoise
-from rpp.llms.plan import Batch, plan
-from rpp.llms.tuned import ABOUT
-from rpp.types import InputError
-
-Template = Literal["chat", "alpaca", "none"]
-
-ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
-"""How instruction-tuned LoRA models of the Alpaca kind expect a task."""
+from rpp.llms.decoding import BatchDecoding, Sampling
+from rpp.llms.templates import PromptTokenizer, Template
+from rpp.llms.weights import (
+    DeviceMap,
+    ModelFiles,
+    Precision,
+    Quantization,
+    free_bytes,
+    load_network,
+    resolve_device,
+    resolve_dtype,
+)
+from rpp.types import InputError, LanguageModelError
 
 
 class HuggingFaceLanguageModel(LanguageModel):
@@ -71,10 +60,10 @@ class HuggingFaceLanguageModel(LanguageModel):
         revision: str | None = None,
         adapter: str | None = None,
         template: Template = "chat",
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        quantization: Literal["4bit", "8bit"] | None = None,
+        dtype: Precision = "auto",
+        quantization: Quantization | None = None,
         device: str = "auto",
-        device_map: str | dict[str, str | int] | None = None,
+        device_map: DeviceMap | None = None,
         temperature: float = 0.0,
         top_p: float = 1.0,
         max_new_tokens: int = 200,
@@ -84,6 +73,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         super().__init__()
         self.model_name = model
         self.revision = revision
+        self.files = ModelFiles(model, revision)
         self.adapter = adapter
         self.template = template
         self.dtype_name = dtype
@@ -124,24 +114,12 @@ class HuggingFaceLanguageModel(LanguageModel):
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        if self.device_name != "auto":
-            return torch.device(self.device_name)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return resolve_device(self.device_name)
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights that are not quantised."""
-        if self.dtype_name != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-                self.dtype_name, torch.float16
-            )
-        if self.device.type == "cpu":
-            able = torch.cpu.get_capabilities()
-            native = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-            return torch.bfloat16 if native else torch.float32
-        if self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            return torch.float16
-        return torch.bfloat16
+        return resolve_dtype(self.dtype_name, self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -160,14 +138,9 @@ class HuggingFaceLanguageModel(LanguageModel):
         return json.dumps(names, sort_keys=True)
 
     @cached_property
-    def path(self) -> str:
-        """Local folder or hub id the files come from."""
-        return resolve_model(self.model_name)
-
-    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, padding on the left."""
-        tokenizer: PreTrainedTokenizerBase = self._load(
+        tokenizer: PreTrainedTokenizerBase = self.files.load(
             AutoTokenizer.from_pretrained, padding_side="left"
         )
         if tokenizer.pad_token is None:
@@ -179,60 +152,31 @@ class HuggingFaceLanguageModel(LanguageModel):
         return tokenizer
 
     @cached_property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """Prompts inside the template, and texts to tokens."""
+        return PromptTokenizer(self.tokenizer, self.template)
+
+    @cached_property
     def network(self) -> PreTrainedModel:
         """The frozen network."""
-        quantization = None
-        if self.quantization == "4bit":
-            quantization = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self.dtype,
-            )
-        elif self.quantization == "8bit":
-            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-            quantization = BitsAndBytesConfig(load_in_8bit=True)
-        network: Any = self._load(
-            AutoModelForCausalLM.from_pretrained,
-            dtype=self.dtype,
-            quantization_config=quantization,
-            device_map=self.device_map or {"": str(self.device)},
+        return load_network(
+            self.files,
+            self.device,
+            self.dtype,
+            device_map=self.device_map,
+            quantization=self.quantization,
+            adapter=self.adapter,
         )
-        if self.adapter is not None:
-            from peft import PeftModel
 
-            if any(weight.is_meta for weight in network.parameters()):
-                raise InputError(
-                    f"the adapter {self.adapter!r} needs all of {self.model_name!r} on GPUs, and"
-                    " device_map puts a part elsewhere: use more GPUs or quantization: 4bit, or"
-                    " merge the adapter into the model first"
-                )
-            try:
-                network = PeftModel.from_pretrained(network, self.adapter)
-            except (OSError, ValueError, RuntimeError) as error:  # the last: of another model
-                raise InputError(
-                    f"cannot load the adapter {self.adapter!r}: {_first_line(error)}"
-                ) from error
-            network = (
-                network.merge_and_unload() if quantization is None else network.get_base_model()
-            )
-        frozen: PreTrainedModel = network.eval().requires_grad_(False)
-        return frozen
-
-    def _load(self, load: Any, **options: Any) -> Any:
-        try:
-            return load(self.path, revision=self.revision, **options)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot load the language model {self.model_name!r}: {_first_line(error)}"
-                " Check the name or folder; for a gated model accept its licence on huggingface.co"
-                " and set HF_TOKEN; without network use the embedded smollm2-135m-instruct"
-            ) from error
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The network's passes."""
+        return Decoder(self.network, int(self.tokenizer.pad_token_id))
 
     @cached_property
     def context_length(self) -> int | None:
         """Largest number of tokens the model was built for."""
-        config = self._load(AutoConfig.from_pretrained)
+        config = self.files.load(AutoConfig.from_pretrained)
         length = getattr(config, "max_position_embeddings", None)
         return None if length is None else int(length)
 
@@ -243,7 +187,7 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt inside its template."""
-        return len(self.encode(text))
+        return len(self.prompt_tokenizer.encode(text))
 
     def close(self) -> None:
         """Free the weights."""
@@ -251,54 +195,6 @@ class HuggingFaceLanguageModel(LanguageModel):
         self.__dict__.pop("network", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def render(self, prompt: str) -> str:
-        """A prompt inside its template, up to where the reply begins."""
-        if self.template == "chat":
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
-        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
-
-    @property
-    def _special(self) -> bool:
-        """Whether the tokenizer adds its special tokens; a chat template writes them itself."""
-        return self.template != "chat"
-
-    def encode(self, prompt: str, begun: str = "") -> list[int]:
-        """Token ids of a prompt inside its template and the beginning of its reply."""
-        text = self.render(prompt) + begun
-        return list(self.tokenizer(text, add_special_tokens=self._special).input_ids)
-
-    def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
-        """Token ids of a rendered prompt, and the place in it at which each begins."""
-        encoded = self.tokenizer(
-            rendered, add_special_tokens=self._special, return_offsets_mapping=True
-        )
-        return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
-
-    def tokenize(self, text: str, after: str = "") -> list[int]:
-        """Token ids of a text as it is spelt within a reply.
-
-        Args:
-            text: The text.
-            after: What stands before it, the last character is enough: SentencePiece spells a
-                text by itself in another way, with a blank before it.
-        """
-        before, both = self._plain_ids(after) if after else [], self._plain_ids(after + text)
-        return both[len(before) :] if both[: len(before)] == before else self._plain_ids(text)
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    @cached_property
-    def decoder(self) -> Decoder:
-        """The network's passes."""
-        return Decoder(self.network, int(self.tokenizer.pad_token_id))
 
     def _max_bytes(self) -> int:
         """Bytes that passes may take beside the weights."""
@@ -308,185 +204,52 @@ class HuggingFaceLanguageModel(LanguageModel):
             gpus = {self.device}
             if self.device_map is not None:
                 gpus = {p.device for p in self.network.parameters() if p.device.type == "cuda"}
-            return int(min(map(_free_bytes, gpus)) * 0.8)
+            return int(free_bytes(gpus) * 0.8)
         return int(psutil.virtual_memory().available // 4)
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        heads: Sequence[list[int]],
-        tails: Sequence[Sequence[list[int]]],
-        work: Callable[[Batch], None],
-        answers: list[Any],
-        room: int = 0,
-    ) -> None:
-        """Work through prompts in batches that fit the memory; halve those that do not after all.
-
-        Args:
-            heads: Tokens of each prompt.
-            tails: Tokens that follow it, each on its own; ``[[]]`` for none.
-            work: Handles a batch.
-            answers: One place per prompt; it gets an error where there is no memory for a prompt.
-            room: Tokens that may be written after each prompt.
-        """
-        waiting = plan(
-            self.decoder, heads, tails, room=room, max_bytes=self._max_bytes(),
-            share=self.share_prefixes,
-        )  # fmt: skip
-        while waiting:
-            batch = waiting.pop(0)
-            try:
-                work(batch)
-            except torch.OutOfMemoryError as error:
-                if halves := batch.halves():
-                    waiting[:0] = halves
-                    continue
-                for row in batch.rows:
-                    answers[row] = _out_of_memory(error)
+    def _decoding(self) -> BatchDecoding:
+        """The network over batches that fit the memory free now."""
+        return BatchDecoding(
+            self.decoder,
+            self.tokenizer,
+            self.usage,
+            self._max_bytes(),
+            share_prefixes=self.share_prefixes,
+        )
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
         """Free text, greedy or sampled; a reply does not depend on the batch it was made in."""
-        heads = [self.encode(prompt) for prompt in prompts]
-        replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
+        prompt_ids = [self.prompt_tokenizer.encode(prompt) for prompt in prompts]
+        sampling = Sampling(self.temperature, self.top_p, self.seed)
+        return self._decoding().generate(prompts, prompt_ids, sampling, self.max_new_tokens)
 
-        def work(batch: Batch) -> None:
-            rows = batch.rows
-            processors = LogitsProcessorList()
-            if self.temperature > 0:
-                processors += [TemperatureLogitsWarper(self.temperature)]
-                if self.top_p < 1:
-                    processors += [TopPLogitsWarper(self.top_p)]
-                some = [prompts[row] for row in rows]
-                processors += [GumbelNoise(some, self.seed, self.decoder.device)]
-            # the last token's keys and values are left out: its pass gives the first distribution
-            known = self.decoder.prefill(batch.passes, self.max_new_tokens, last=False)
-            width = known.ids.shape[1]
-            ids = self.network.generate(  # type: ignore[operator]  # untyped mixin
-                input_ids=known.ids,
-                attention_mask=known.known.long(),
-                past_key_values=known.cache,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
-                max_new_tokens=self.max_new_tokens,
-                logits_processor=processors,
-                disable_compile=True,
-            )
-            new = ids[:, width:]
-            self.usage.reply_tokens += int((new != self.tokenizer.pad_token_id).sum())
-            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-            for row, text in zip(rows, texts, strict=True):
-                replies[row] = text
-
-        self._run(heads, [[[]]] * len(heads), work, replies, self.max_new_tokens)
-        self.usage.prompt_tokens += sum(map(len, heads))
-        return replies
-
-    def permute(
+    def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
         """Constrained decoding: at every token only the beginnings of unused lines are allowed."""
-        heads = [self.encode(prompt) for prompt in prompts]
-        first = [[self.tokenize(f"{text}\n") for text in texts] for texts in options]
-        later = [[self.tokenize(f"{text}\n", after="\n") for text in texts] for texts in options]
-        replies: list[str | LanguageModelError] = [LanguageModelError("not asked")] * len(prompts)
-
-        def work(batch: Batch) -> None:
-            rows = batch.rows
-            states = [Lines(later[row], first[row]) for row in rows]
-            known = self.decoder.prefill(batch.passes, longest, last=True)
-            self.usage.reply_tokens += self.decoder.permute(known, states)
-            for row, state in zip(rows, states, strict=True):
-                replies[row] = "\n".join(options[row][k] for k in state.order)
-
-        sizes = [
-            max(map(len, begin), default=0) + sum(map(len, rest))
-            for begin, rest in zip(first, later, strict=True)
-        ]
-        longest = max(sizes, default=0)
-        self._run(heads, [[[]]] * len(heads), work, replies, longest)
-        self.usage.prompt_tokens += sum(map(len, heads))
-        return replies
+        spell = self.prompt_tokenizer.continuation
+        prompt_ids = [self.prompt_tokenizer.encode(prompt) for prompt in prompts]
+        first = [[spell(f"{text}\n") for text in texts] for texts in options]
+        later = [[spell(f"{text}\n", after="\n") for text in texts] for texts in options]
+        return self._decoding().generate_permutation(options, prompt_ids, first, later)
 
     def score(
         self,
         prompts: Sequence[str],
         continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
+        response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
-        """Log-probabilities of all continuations in one forward pass a batch.
-
-        Prompts with a common beginning and the continuations of each are one tree, in which
-        every common token is computed once.
-        """
-        starts = begun or [""] * len(prompts)
-        heads = [self.encode(p, b) for p, b in zip(prompts, starts, strict=True)]
-        tails = [
-            [self.tokenize(text, after=start[-1:]) for text in texts]
-            for texts, start in zip(continuations, starts, strict=True)
+        """Log-probabilities of all continuations in one forward pass a batch."""
+        prefixes = response_prefixes or [""] * len(prompts)
+        prompt_ids = [
+            self.prompt_tokenizer.encode(prompt, prefix)
+            for prompt, prefix in zip(prompts, prefixes, strict=True)
         ]
-        for texts, row in zip(continuations, tails, strict=True):
+        continuation_ids = [
+            [self.prompt_tokenizer.continuation(text, after=prefix[-1:]) for text in texts]
+            for texts, prefix in zip(continuations, prefixes, strict=True)
+        ]
+        for texts, row in zip(continuations, continuation_ids, strict=True):
             if [] in row:
                 raise ValueError(f"nothing to score in {texts[row.index([])]!r}")
-        scores: list[list[float] | LanguageModelError] = [[] for _ in prompts]
-
-        def work(batch: Batch) -> None:
-            rows = batch.rows
-            texts = iter([(row, tail) for row in rows for tail in tails[row]])
-            found: list[float] = []
-            for trees in batch.passes:
-                wanted = [
-                    [
-                        (path[len(heads[row]) - 1 :], tail)
-                        for path, (row, tail) in zip(tree.paths, texts, strict=False)
-                    ]
-                    for tree in trees
-                ]
-                found += self.decoder.log_probs(trees, wanted).tolist()
-            for row in rows:
-                scores[row] = found[: len(tails[row])]
-                del found[: len(tails[row])]
-
-        # nothing follows the last token of a continuation, so it need not pass
-        self._run(heads, [[tail[:-1] for tail in row] for row in tails], work, scores)
-        self.usage.prompt_tokens += sum(
-            len(head) + sum(len(tail) - 1 for tail in row)
-            for head, row in zip(heads, tails, strict=True)
-        )
-        return scores
-
-
-def content_name(name: str) -> str:
-    """A hub id as it is; a local folder by what lies in it."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*")):
-        kinds = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
-        if file.suffix in kinds and file.name != ABOUT:
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, file.stat().st_size - (1 << 20)))
-                digest.update(stream.read())
-    return digest.hexdigest()
-
-
-def _free_bytes(gpu: torch.device) -> int:
-    """Memory of a GPU that is free, or kept by PyTorch for what comes next."""
-    unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
-    return int(torch.cuda.mem_get_info(gpu)[0] + unused)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _out_of_memory(error: Exception) -> LanguageModelError:
-    return LanguageModelError(
-        f"out of memory for a single prompt ({_first_line(error)}): use a quantised or smaller"
-        " model, shorter histories, or another device"
-    )
+        return self._decoding().score(prompt_ids, continuation_ids)

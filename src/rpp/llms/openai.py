@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from rpp.llms.base import LanguageModel, LanguageModelError, Usage
+from rpp.llms.base import LanguageModel, Usage
 from rpp.llms.chat import Budget, ChatClient
 from rpp.llms.grammar import permutation_grammar
-from rpp.types import InputError
+from rpp.types import InputError, LanguageModelError
 
 Answer = TypeVar("Answer")
 
@@ -44,7 +44,7 @@ class OpenAILanguageModel(LanguageModel):
             an answer that is empty or cannot be read.
         max_total_tokens: Prompt and reply tokens of this run after which no further request is
             sent; ``null`` sets no limit. Several learner processes have equal parts of it.
-        max_cost: Likewise for money, in the currency of the prices. Requests under way are
+        max_cost: Likewise for their price, in the currency of the prices. Requests under way are
             finished, so that at most ``concurrency`` replies come on top.
         prompt_price: Price of a million prompt tokens.
         reply_price: Price of a million reply tokens.
@@ -130,7 +130,7 @@ class OpenAILanguageModel(LanguageModel):
         """Keep to this process's part of the budget."""
         self.chat.budget = self.chat.budget.part(n_processes)
 
-    def money(self, usage: Usage) -> float:
+    def cost(self, usage: Usage) -> float:
         """By ``prompt_price`` and ``reply_price``."""
         return self.chat.budget.cost(usage)
 
@@ -157,7 +157,7 @@ class OpenAILanguageModel(LanguageModel):
     def _greedy(self) -> float | None:
         return None if self.temperature is None else 0.0
 
-    def permute(
+    def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
         """Constrained replies by a grammar that the server enforces; the most probable token each.
@@ -194,7 +194,7 @@ class OpenAILanguageModel(LanguageModel):
         self,
         prompts: Sequence[str],
         continuations: Sequence[Sequence[str]],
-        begun: Sequence[str] | None = None,
+        response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
         """Log-probability of each identifier as the reply's first token.
 
@@ -206,7 +206,9 @@ class OpenAILanguageModel(LanguageModel):
                 identifiers at the beginning of a reply is to be scored.
         """
         texts = {text for row in continuations for text in row}
-        if any(begun or ()) or not all(re.fullmatch(r"[A-Z]{1,2}", text) for text in texts):
+        if any(response_prefixes or ()) or not all(
+            re.fullmatch(r"[A-Z]{1,2}", text) for text in texts
+        ):
             raise InputError(
                 "decoding likelihood needs the probability of a text the model has not written,"
                 f" which a chat server does not give: {INSTEAD}, or first_token where the server"

@@ -56,8 +56,8 @@ class Batch:
 
 def plan(
     decoder: Decoder,
-    heads: Sequence[list[int]],
-    tails: Sequence[Sequence[list[int]]],
+    prompt_ids: Sequence[list[int]],
+    continuation_ids: Sequence[Sequence[list[int]]],
     *,
     room: int,
     max_bytes: int,
@@ -67,8 +67,8 @@ def plan(
 
     Args:
         decoder: The network they are for.
-        heads: Tokens of each prompt.
-        tails: Tokens that follow it, each on its own; ``[[]]`` for none.
+        prompt_ids: Tokens of each prompt.
+        continuation_ids: Tokens that follow it, each on its own; ``[[]]`` for none.
         room: Tokens that may be written after each prompt.
         max_bytes: Memory beside the weights.
         share: Whether prompts that begin alike share a tree.
@@ -77,28 +77,30 @@ def plan(
         Batches; every prompt is in one of them. One that does not fit is in a batch of its own.
     """
     on_cpu = decoder.device.type == "cpu"
-    groups = [[row] for row in range(len(heads))]
+    groups = [[row] for row in range(len(prompt_ids))]
     if share:
-        sizes = [len(h) + sum(map(len, row)) for h, row in zip(heads, tails, strict=True)]
+        sizes = [
+            len(h) + sum(map(len, row)) for h, row in zip(prompt_ids, continuation_ids, strict=True)
+        ]
         widest = CPU_PASS if on_cpu else 4 * CPU_PASS
         while widest > 1 and decoder.n_bytes(widest, 1) > max_bytes:
             widest //= 2
-        groups = group(heads, sizes, pair_cost=decoder.pair_cost, max_size=widest)
+        groups = group(prompt_ids, sizes, pair_cost=decoder.pair_cost, max_size=widest)
 
     def build(rows: Sequence[int]) -> Tree:
         tree = Tree()
         for row in rows:
-            for tail in tails[row]:
-                tree.add(heads[row] + tail)
+            for ids in continuation_ids[row]:
+                tree.add(prompt_ids[row] + ids)
         return tree
 
     def keeps(rows: Sequence[int]) -> int:
         """Places of keys and values to write on behind some prompts."""
-        return len(rows) * (max(len(heads[row]) for row in rows) + room) if room else 0
+        return len(rows) * (max(len(prompt_ids[row]) for row in rows) + room) if room else 0
 
     def split(rows: list[int]) -> list[list[int]]:
         """Parts of a tree's prompts for which there is memory to write on."""
-        size = max(len(heads[row]) for row in rows)
+        size = max(len(prompt_ids[row]) for row in rows)
         if len(rows) == 1 or decoder.n_bytes(size, 1, keeps(rows)) <= max_bytes:
             return [rows]
         half = len(rows) // 2

@@ -112,7 +112,7 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def group(
-    heads: Sequence[Sequence[int]],
+    prompt_ids: Sequence[Sequence[int]],
     sizes: Sequence[int],
     *,
     pair_cost: float,
@@ -125,7 +125,7 @@ def group(
     every token attends to all others, most of them for nothing.
 
     Args:
-        heads: Tokens of each prompt.
+        prompt_ids: Tokens of each prompt.
         sizes: Number of tokens of each prompt with its continuations.
         pair_cost: Cost of one pair of attention, in that of one token's passage through the
             linear maps.
@@ -136,9 +136,9 @@ def group(
     """
     groups: list[list[int]] = []
     size = 0
-    for row in sorted(range(len(heads)), key=lambda row: list(heads[row])):
+    for row in sorted(range(len(prompt_ids)), key=lambda row: list(prompt_ids[row])):
         if groups:
-            saved = common_length(heads[groups[-1][-1]], heads[row])
+            saved = common_length(prompt_ids[groups[-1][-1]], prompt_ids[row])
             joined = size + sizes[row] - saved
             added = pair_cost * (joined**2 - size**2 - sizes[row] ** 2)
             if saved > added and joined <= max_size:

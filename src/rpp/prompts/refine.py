@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rpp.llms.base import LanguageModelError
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.prompts.options import Answer
 from rpp.prompts.patterns import SENTENCES, Patterns, load_patterns
+from rpp.types import LanguageModelError
 
 INSTRUCTION = """\
 Reword this instruction so that a language model that follows it recommends better. Keep its \

@@ -212,12 +212,12 @@ class RankingAdapter(LightningModule):
 
     def encode(self, instruction: Instruction) -> tuple[list[int], list[bool]]:
         """Tokens of prompt and reply, and which of them are learnt."""
-        prompt = self.llm.render(instruction.prompt)
+        prompt = self.llm.prompt_tokenizer.render(instruction.prompt)
         text = prompt + instruction.output
         shift = prompt.index(instruction.prompt)
         spans = [(a + shift, b + shift) for a, b in instruction.prompt_spans]
         spans += [(a + len(prompt), b + len(prompt)) for a, b in instruction.output_spans]
-        ids, starts = self.llm.encode_with_starts(text)
+        ids, starts = self.llm.prompt_tokenizer.encode_with_starts(text)
         learnt = [any(a <= start < b for a, b in spans) for start in starts]
         end = self.llm.tokenizer.eos_token_id
         if instruction.is_whole and end is not None:  # or the model would never stop
@@ -249,16 +249,17 @@ class RankingAdapter(LightningModule):
         return torch.stack([self._candidate_loss(instruction) for instruction in batch]).mean()
 
     def _candidate_loss(self, instruction: Instruction) -> Tensor:
-        head = self.llm.encode(instruction.prompt, REPLY_START)
-        tails = [
-            self.llm.tokenize(f" {title}\n", after=REPLY_START[-1:])
+        prompt_ids = self.llm.prompt_tokenizer.encode(instruction.prompt, REPLY_START)
+        continuation_ids = [
+            self.llm.prompt_tokenizer.continuation(f" {title}\n", after=REPLY_START[-1:])
             for title in instruction.candidates
         ]
         tree = Tree()
-        for tail in tails:
-            tree.add(head + tail[:-1])
+        for ids in continuation_ids:
+            tree.add(prompt_ids + ids[:-1])
         wanted = [
-            (path[len(head) - 1 :], tail) for path, tail in zip(tree.paths, tails, strict=True)
+            (path[len(prompt_ids) - 1 :], ids)
+            for path, ids in zip(tree.paths, continuation_ids, strict=True)
         ]
         scores = self.llm.decoder.log_probs([tree], [wanted])
         return -scores.log_softmax(0)[0]

@@ -1,0 +1,68 @@
+"""Prompts inside their template, and texts to tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+Template = Literal["chat", "alpaca", "none"]
+
+ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
+"""How instruction-tuned LoRA models of the Alpaca kind expect a task."""
+
+
+class PromptTokenizer:
+    """Puts prompts into a template and texts into tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: ``chat``, ``alpaca`` or ``none``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+
+    def render(self, prompt: str) -> str:
+        """A prompt inside its template, up to where the reply begins."""
+        if self.template == "chat":
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+
+    @property
+    def _adds_special(self) -> bool:
+        """Whether the tokenizer adds its special tokens; a chat template writes them itself."""
+        return self.template != "chat"
+
+    def encode(self, prompt: str, response_prefix: str = "") -> list[int]:
+        """Token ids of a prompt inside its template and the beginning of its reply."""
+        text = self.render(prompt) + response_prefix
+        return list(self.tokenizer(text, add_special_tokens=self._adds_special).input_ids)
+
+    def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
+        """Token ids of a rendered prompt, and the place in it at which each begins."""
+        encoded = self.tokenizer(
+            rendered, add_special_tokens=self._adds_special, return_offsets_mapping=True
+        )
+        return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
+
+    def continuation(self, text: str, after: str = "") -> list[int]:
+        """Token ids of a text as it is spelt within a reply.
+
+        Args:
+            text: The text.
+            after: What stands before it, the last character is enough: SentencePiece spells a
+                text by itself in another way, with a blank before it.
+        """
+        before, both = self._plain_ids(after) if after else [], self._plain_ids(after + text)
+        return both[len(before) :] if both[: len(before)] == before else self._plain_ids(text)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
