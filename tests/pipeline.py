@@ -13,11 +13,11 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from rpp.callbacks import RewardEnvironment
+from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.vectors import CollaborativeVectors
+from rpp.learners.rpp import RPP
 from rpp.llms.base import ScriptedLanguageModel
-from rpp.module import RPPModule
 from rpp.types import Episode, Item, Split
 
 PATTERNS = "conf/patterns/movies.yaml"
@@ -96,8 +96,8 @@ def _line_vector(line: str, dim: int) -> np.ndarray:
     return np.random.default_rng(list(line.encode())).normal(size=dim)
 
 
-def module(**options: Any) -> RPPModule:
-    made = RPPModule(patterns=PATTERNS, **options)
+def module(**options: Any) -> RPP:
+    made = RPP(patterns=PATTERNS, **options)
     made.encoder = HashEncoder()  # type: ignore[assignment]
     return made
 

@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
-from rpp.agents.actor_critic import ActorCritic, inverse_cdf, uniform_actions, uniforms
+from rpp.agents.actor_critic import ActorCritic, inverse_cdf
+from rpp.evaluation import random_actions
+from rpp.rollout import uniforms
 
 N_ACTIONS = (3, 1, 9, 5)
 
@@ -139,9 +141,9 @@ def test_agents_draw_independently():
     assert correlation.abs().max() < 0.1
 
 
-def test_uniform_actions_by_hand():
+def test_random_actions_by_hand():
     draws = torch.tensor([[0.0, 0.0], [0.34, 0.99], [0.999, 0.5]], dtype=torch.float64)
-    assert uniform_actions((3, 2), draws).tolist() == [[0, 0], [1, 1], [2, 1]]
+    assert random_actions((3, 2), draws).tolist() == [[0, 0], [1, 1], [2, 1]]
 
 
 def test_actors_and_critics_share_nothing(agents):

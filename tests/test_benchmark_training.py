@@ -40,8 +40,8 @@ def test_every_part_is_counted_and_no_second_twice(users, decoding, show_candida
     assert 0.2 <= watch.seconds["prompt encoder"] < took
     assert watch.seconds["state and agents"] < 0.2
     assert watch.cpu["prompt encoder"] < watch.seconds["prompt encoder"]  # it slept
-    assert len(model.steps) == 6
-    assert all(ranking.status == "valid" for ranking in model.steps[0].rankings)
+    assert len(model.train_steps) == 6
+    assert all(ranking.status == "valid" for ranking in model.train_steps[0].rankings)
 
     lines = table({decoding: watch}, n_rounds=3)
     figures = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines[2:]}
@@ -59,5 +59,5 @@ def test_the_language_models_seconds_are_per_user(users):
 
     model = module(n_steps=2, n_static_prompts=1)
     learn(model, users, "likelihood", show_candidates=False)
-    each = language_model_seconds(ScriptedLanguageModel(scorer=scorer), model.steps[0], 4)
+    each = language_model_seconds(ScriptedLanguageModel(scorer=scorer), model.train_steps[0], 4)
     assert each >= 0.01  # ten titles

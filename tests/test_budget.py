@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline import MadeUpUsers, environment, module, trainer
 
-from rpp.callbacks import ResultsTable, budget
+from rpp.callbacks.environment import budget
+from rpp.callbacks.results import ResultsTable
 from rpp.ranker import Counters
 from rpp.types import InputError, LanguageModelStop
 
@@ -102,18 +103,18 @@ def test_max_calls_ends_a_test_with_the_table_so_far(tmp_path):
     _, _, run = play(tmp_path, 12, ResultsTable(str(folder)))
     with pytest.raises(LanguageModelStop):
         run.test(rpp, datamodule=users, verbose=False)
-    assert 0 < len(rpp.results["RPP"]) < 6
+    assert 0 < len(rpp.test_results.ranks["RPP"]) < 6
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert {"RPP", "random policy", "chance"} <= {row["method"] for row in rows}
 
 
-def test_a_budget_that_ends_while_prompts_are_exchanged_costs_that_row_alone(tmp_path, counters):
+def test_a_budget_that_ends_while_prompts_are_permuted_costs_that_row_alone(tmp_path, counters):
     users = MadeUpUsers(**USERS)
     _, rpp, run = play(tmp_path, epochs=1)
     run.fit(rpp, datamodule=users)
     run.test(rpp, datamodule=users, verbose=False)
-    whole = dict(rpp.results)
-    assert rpp.n_exchanged > 0
+    whole = dict(rpp.test_results.ranks)
+    assert rpp.test_results.n_permuted > 0
     _, _, run = play(tmp_path, counters[-1].counters.calls - 1, ResultsTable(str(tmp_path / "r")))
     with pytest.raises(LanguageModelStop):
         run.test(rpp, datamodule=users, verbose=False)
@@ -121,7 +122,7 @@ def test_a_budget_that_ends_while_prompts_are_exchanged_costs_that_row_alone(tmp
     assert [row["method"] for row in rows] == [
         "RPP", "RPP, first step", "RPP, sampled", "random policy", "best static prompt", "chance",
     ]  # fmt: skip
-    for name, ranks in rpp.results.items():
+    for name, ranks in rpp.test_results.ranks.items():
         assert ranks.tolist() == whole[name].tolist()
 
 
@@ -130,12 +131,12 @@ def test_a_single_test_user_has_no_prompt_of_another(tmp_path, capsys):
     _, rpp, run = play(tmp_path, None, ResultsTable(str(tmp_path / "r")), epochs=1)
     run.fit(rpp, datamodule=users)
     run.test(rpp, datamodule=users, verbose=False)
-    assert "exchang" not in (tmp_path / "r/results.csv").read_text() + capsys.readouterr().err
+    assert "permut" not in (tmp_path / "r/results.csv").read_text() + capsys.readouterr().err
     users = MadeUpUsers(**USERS | {"n_test": 2, "batch_size": 1})
     run.limit_test_batches = 1
     run.test(rpp, datamodule=users, verbose=False)
-    assert len(rpp.results["RPP"]) == 1
-    assert "RPP, exchanged" not in rpp.results
+    assert len(rpp.test_results.ranks["RPP"]) == 1
+    assert "RPP, prompts permuted" not in rpp.test_results.ranks
 
 
 @pytest.mark.parametrize("name", ["max_calls", "memory_gb", "cache_gb"])

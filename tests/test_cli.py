@@ -15,9 +15,9 @@ import yaml
 from raw_files import games, lastfm, ml_1m, ml_100k
 
 from rpp.cli import main, run
+from rpp.learners.rpp import RPP
 from rpp.llms.cache import ReplyCache
 from rpp.llms.chat import ChatClient
-from rpp.module import RPPModule
 from rpp.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -80,12 +80,12 @@ def test_fit_test_predict(here, capsys):
     printed = capsys.readouterr().out
     for row in ("RPP", "RPP, first step", "RPP, sampled", "random policy", "best static", "chance"):
         assert row in printed
-    assert "\nRPP, exchanged  " in printed
+    assert "\nRPP, prompts permuted  " in printed
     assert "…" not in printed  # nothing is cut off in a narrow terminal
     record = json.loads((here / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 20
     assert sum(record["RPP_replies"].values()) == 20
-    assert record["trained_with"]["decoding"] == "generate"
+    assert record["trained_in"]["decoding"] == "generate"
     assert sum(record["target_position"]) == 20
     assert record["counters"]["unusable"] > 0
     assert {"data", "policy", "environment"} == set(record["seeds"])
@@ -361,7 +361,7 @@ def test_every_ablation_overlay(here, ablation):
     options = ("--config", overlay)
     made = main(command("fit", *options, "--trainer.max_epochs", "1")).model
     assert (made.n_steps, made.prompt_encoding) == (2, "parts")  # of the files before it
-    rpp = inspect.signature(RPPModule).parameters
+    rpp = inspect.signature(RPP).parameters
     rates = {made.lr} if ablation.startswith("ppo") else {made.actor_lr, made.critic_lr}
     assert rates == {rpp["actor_lr"].default}  # all learn as fast
     main(command("test", *options))
@@ -487,7 +487,7 @@ def test_rpp_plus_overlay(here, capsys):
     reasons = [each["reason"] for each in record["refinements"]]
     assert reasons.count("its placeholders are not those of the original") == 9
     assert reasons.count("it does not ask for the form that can be read") == 1  # no example
-    assert record["trained_with"]["refiner"] == "scripted draw 0"
+    assert record["trained_in"]["refiner"] == "scripted draw 0"
     told = files_with(here / "logs/custom-plus", "its placeholders are not those of the original")
     assert any("events" in path.name for path in told)
     main(command("predict", *plus))
@@ -502,7 +502,7 @@ def test_a_refiner_of_its_own(here):
     options += ("--environment.refiner.name", "other", "--environment.refiner.reply", "Rank.")
     main(command("fit", *options, "--trainer.max_epochs", "1"))
     checkpoint = torch.load(here / "checkpoints/ml-100k/last.ckpt", weights_only=True)
-    assert checkpoint["trained_with"]["refiner"] == "other draw 0"
+    assert checkpoint["trained_in"]["refiner"] == "other draw 0"
     assert set(checkpoint["refinements"].values()) == {"Rank."}
 
 
@@ -573,7 +573,7 @@ def test_cells_of_the_papers_tables(
     assert (made.model.n_steps, made.model.policy_seed, made.datamodule.batch_size) == (15, 3, 200)
     run_name = f"paper/{data}/{model}/{'rpp_plus' if plus else 'rpp'}/3"
     checkpoint = torch.load(f"checkpoints/{run_name}/last.ckpt", weights_only=True)
-    assert ("refiner" in checkpoint["trained_with"]) == plus
+    assert ("refiner" in checkpoint["trained_in"]) == plus
     main(["test", *options])
     record = json.loads((here / f"results/{run_name}/results.json").read_text())
     assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}

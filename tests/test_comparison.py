@@ -24,18 +24,21 @@ from data_prep.prepare import DataSettings, prepare
 from rpp.baselines.base import Recommender
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod, Task
-from rpp.comparison.controls import control_ranks, suspicious
-from rpp.comparison.module import Comparison, Cost
-from rpp.comparison.policy import ExchangedPrompts, Policy
-from rpp.comparison.report import ComparisonReport, _cells, as_frame, rows
-from rpp.comparison.static import Enumeration, Manual, RandomPolicy
+from rpp.comparison.chance import control_ranks, suspicious
+from rpp.comparison.comparison import Comparison
+from rpp.comparison.policy import PermutedPrompts, Policy
+from rpp.comparison.references import Enumeration, Manual, RandomPolicy
+from rpp.comparison.report import ComparisonReport, make_rows
+from rpp.evaluation import n_differing, step_permuted
+from rpp.learners.rpp import RPP
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance_interval, paired_p_value, target_ranks
-from rpp.module import RPPModule, n_differing
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Ranker
+from rpp.results.render import cells
+from rpp.results.rows import Expense, as_frame
 from rpp.types import (
     InputError,
     LanguageModelError,
@@ -143,7 +146,7 @@ def test_enumeration_takes_the_prompt_that_is_best_on_validation_users(users):
     drawn = Enumeration(64)
     test = users.episodes("test")
     assert scored(drawn.learn(mine)(test), test) == 1
-    assert drawn.n_calls(mine, 60) == 64 * 20 + 60
+    assert drawn.max_calls(mine, 60) == 64 * 20 + 60
     assert mine.ranker.counters.calls <= 64 * 20 + 60
     assert scored(Manual().learn(mine)(test), test) < 0.7
 
@@ -186,7 +189,7 @@ def test_a_policy_is_fitted_once(users, tmp_path):
     test = users.episodes("test")
     first = policy(users)
     rankings = first.learn(mine)(test)
-    bound = first.n_calls(mine, 60)
+    bound = first.max_calls(mine, 60)
     assert bound == 20 * 2 * 2 + 20 * 2 * 2 + 60 * 2
     assert 0 < mine.ranker.counters.calls <= bound
     again = task(users, knows(users, when=GOOD))
@@ -194,7 +197,7 @@ def test_a_policy_is_fitted_once(users, tmp_path):
     assert [r.order for r in kept.learn(again)(test)] == [r.order for r in rankings]
     assert again.ranker.counters.calls <= 60 * 2  # test users alone
     assert kept.n_prompts_reused == 20 * 2 * 2 + 20 * 2 * 2
-    assert len(kept.played) == int(kept.module.inference_steps)
+    assert len(kept.played) == int(kept.learner.inference_steps)
     for other in (
         policy(users, discount=0.5),
         policy(users, learn=["role"]),
@@ -214,7 +217,7 @@ def test_a_policy_finds_the_sentence_that_works(users, tmp_path):
     assert scored(RandomPolicy().learn(mine)(test), test) < 0.7
 
 
-def test_a_policy_that_chooses_for_each_user_loses_when_prompts_are_exchanged(users, tmp_path):
+def test_a_policy_that_chooses_for_each_user_loses_when_prompts_are_permuted(users, tmp_path):
     """The sentence that works is one for the users of even number, another for the odd ones."""
     other = PATTERNS.reasoning[6].replace("{n_candidates}", "10")
     odd = {
@@ -225,43 +228,44 @@ def test_a_policy_that_chooses_for_each_user_loses_when_prompts_are_exchanged(us
     def reply(prompt):
         return answers[other if frozenset(shown_candidates(prompt)) in odd else GOOD](prompt)
 
-    class Knowing(RPPModule):
+    class Knowing(RPP):
         """Chooses what works."""
 
         def greedy(self, state, step, episodes):
-            actions = super().greedy(state, step, episodes)
+            decision = super().greedy(state, step, episodes)
             chosen = torch.tensor([6 if episode.user % 2 else 3 for episode in episodes])
-            actions[:, self.patterns.names.index("reasoning")] = chosen
-            return actions
+            decision.actions[:, self.patterns.names.index("reasoning")] = chosen
+            return decision
 
     def knowing():
         made = policy(users, max_epochs=1)
-        made.module = Knowing(PATTERNS_FILE, n_steps=2, n_static_prompts=1)
-        made.module.encoder = HashEncoder()
+        made.learner = Knowing(patterns=PATTERNS_FILE, n_steps=2, n_static_prompts=1)
+        made.learner.encoder = HashEncoder()
         return made
 
-    exchanged = ExchangedPrompts(knowing())
-    made = compare(users, tmp_path, [knowing(), exchanged], reply)
-    assert exchanged.name == "RPP, exchanged"
+    permuted = PermutedPrompts(knowing())
+    made = compare(users, tmp_path, [knowing(), permuted], reply)
+    assert permuted.name == "RPP, prompts permuted"
     mine = task(users)
-    assert exchanged.n_calls(mine, 60) == exchanged.policy.n_calls(mine, 60) + 60
-    own, anothers = rows(made, made.target_ranks(), "")
+    assert permuted.max_calls(mine, 60) == permuted.policy.max_calls(mine, 60) + 60
+    own, anothers = make_rows(made, made.target_ranks(), "")
     assert own.scores["ndcg@10"].mean == 1
     assert 0.5 < anothers.scores["ndcg@10"].mean < 0.9
-    assert anothers.cost.prompts == own.cost.prompts + 60  # fitted once, for both
+    assert anothers.expense.prompts == own.expense.prompts + 60  # fitted once, for both
     report = (tmp_path / "results/comparison.md").read_text()
     gain = 1 - anothers.scores["ndcg@10"].mean
-    n_exchanged = exchanged.n_exchanged
-    assert 20 < n_exchanged < 60
-    assert f"; {n_exchanged} of 60 got one unlike their own. RPP less this: +{gain:.3f} [" in report
-    assert "], p <.001; what is above 0" in report
+    assert 20 < permuted.n_differing < 60
+    assert f" {permuted.n_differing} of 60 prompts differ from the user's own." in report
+    assert f"NDCG@10, RPP - RPP, prompts permuted: +{gain:.3f} [" in report
+    assert "], p <.001." in report
 
 
-def test_prompts_are_exchanged_among_all_users(users, tmp_path):
+def test_prompts_are_permuted_across_all_users(users, tmp_path):
     """Over the bounds of batches; nobody keeps the own one; who has fewer items shows them all."""
     mine = task(users)
     asks = policy(users, max_epochs=1)
     asks.learn(mine)
+    environment, seed = asks.learner.environment, asks.learner.policy_seed
     episodes = users.episodes("test")[:6]
     episodes[4] = replace(episodes[4], history=episodes[4].history[:2])
     actions = torch.tensor([[k, k, k, k] for k in range(6)]).remainder(
@@ -269,10 +273,10 @@ def test_prompts_are_exchanged_among_all_users(users, tmp_path):
     )
     lengths = [3, 4, 5, 6, 8, 7]
     played = [
-        asks.module._send(episodes[start:end], actions[start:end], lengths[start:end])
+        environment.step(episodes[start:end], actions[start:end], lengths[start:end])
         for start, end in ((0, 4), (4, 6))
     ]
-    first, second = asks.module.exchange(played)
+    first, second = step_permuted(environment, played, seed)
     assert [*first.episodes, *second.episodes] == episodes
     given = torch.cat([first.actions, second.actions]).tolist()
     assert sorted(given) == sorted(actions.tolist())
@@ -284,12 +288,14 @@ def test_prompts_are_exchanged_among_all_users(users, tmp_path):
     assert shown == [2 if k == 4 else lengths[giver] for k, giver in enumerate(from_whom)]
     assert n_differing(played, [first, second]) == 6
     assert n_differing(played, played) == 0
-    assert asks.module.exchange(played[:1])[0].actions.tolist() != first.actions.tolist()
-    alone = [asks.module._send(episodes[:1], actions[:1], lengths[:1])]
-    assert asks.module.exchange(alone) == []
+    assert (
+        step_permuted(environment, played[:1], seed)[0].actions.tolist() != first.actions.tolist()
+    )
+    alone = [environment.step(episodes[:1], actions[:1], lengths[:1])]
+    assert step_permuted(environment, alone, seed) == []
     users._episodes["test"] = episodes[:1]
-    with pytest.raises(InputError, match=r"exchanged needs two users: raise data\.n_test_users"):
-        ExchangedPrompts(asks).learn(mine)
+    with pytest.raises(InputError, match=r"permuted needs two users: raise data\.n_test_users"):
+        PermutedPrompts(asks).learn(mine)
 
 
 def test_a_refined_policy_needs_a_refiner_and_uses_it(users, tmp_path):
@@ -394,7 +400,7 @@ class Peeks(PromptMethod):
             assert task.data.episodes("test")[0].target >= 0
         return lambda episodes: [Manual().learn(task)(episodes)[k] for k in (episodes[0].target,)]
 
-    def n_calls(self, task, n_users):
+    def max_calls(self, task, n_users):
         return n_users
 
 
@@ -447,30 +453,30 @@ def test_a_fault_in_a_method_loses_no_other(users, tmp_path):
 
 def test_rows_are_what_the_methods_ranked(users, tmp_path):
     made = compare(users, tmp_path, [Manual(), RandomPolicy()], knows(users))
-    manual, other = rows(made, made.target_ranks(), "ml-1m")
+    manual, other = make_rows(made, made.target_ranks(), "ml-1m")
     assert manual.scores["ndcg@1"].mean == other.scores["ndcg@1"].mean == 1
     assert manual.gain is None
     assert other.gain is not None
     assert other.gain.mean == 0
     assert other.p_value == 1
     assert manual.valid == 0  # it names the target alone
-    assert manual.cost is not None
-    assert manual.cost.prompts == 60
+    assert manual.expense is not None
+    assert manual.expense.prompts == 60
     assert manual.published == (0.03, 0.35, 0.41)
-    assert _cells([replace(other, p_value=0.0004)], 10)[1][0][8] == "<.001"
-    assert _cells([replace(other, p_value=0.03)], 10)[1][0][8] == ".030"
+    assert cells([replace(other, p_value=0.0004)], 10)[1][0][8] == "<.001"
+    assert cells([replace(other, p_value=0.03)], 10)[1][0][8] == ".030"
     frame = as_frame([manual, other], 10)
     assert frame["method"].to_list() == ["manual prompt", "random policy", "chance"]
     assert frame["ndcg@1"].to_list() == [1, 1, 0.1]
     written = pl.read_csv(tmp_path / "results/comparison.csv")
     shown = [name for name in frame.columns if frame[name].null_count() < frame.height]
-    expected = as_frame(rows(made, made.target_ranks(), ""), 10).select(shown)
+    expected = as_frame(make_rows(made, made.target_ranks(), ""), 10).select(shown)
     assert_frame_equal(written.select(shown), expected, check_dtypes=False)
 
 
 def test_costs_are_differences():
     before, after = Counters(calls=3, cache_hits=2), Counters(7, 12, 100, 20, 2.5)
-    assert Cost.between(before, after, 1.5) == Cost(14, 4, 100, 20, 2.5, 1.5)
+    assert Expense.between(before, after, 1.5) == Expense(14, 4, 100, 20, 2.5, 1.5)
 
 
 class Fails(PromptMethod):
@@ -481,7 +487,7 @@ class Fails(PromptMethod):
     def learn(self, task):
         raise InputError("there is no manual prompt: write one")
 
-    def n_calls(self, task, n_users):
+    def max_calls(self, task, n_users):
         return 0
 
 
@@ -590,7 +596,7 @@ def test_the_command_of_conf_compare(here: Path, capsys):
     folder = here / "results/comparison"
     table = pl.read_csv(folder / "comparison.csv")
     assert table["method"][-1] == "chance"
-    assert {f"{name}.png" for name in ("comparison", "rounds", "positions", "users_by_option")} <= {
+    assert {f"{name}.png" for name in ("comparison", "steps", "positions", "users_by_option")} <= {
         path.name for path in folder.iterdir()
     }
     page = (folder / "comparison.html").read_text()

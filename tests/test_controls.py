@@ -15,13 +15,14 @@ from pipeline import (
     trainer,
 )  # fmt: skip
 
-from rpp.agents.actor_critic import random_choices
+from rpp.evaluation import random_choices
 from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval
+from rpp.rollout import Environment
 from rpp.types import TargetAccessError, final_scoring
 
 ROWS = [
-    "RPP", "RPP, first step", "RPP, sampled", "RPP, exchanged", "random policy",
+    "RPP", "RPP, first step", "RPP, sampled", "RPP, prompts permuted", "random policy",
     "best static prompt",
 ]  # fmt: skip
 
@@ -39,7 +40,7 @@ def test_no_skill_scores_chance(users, tmp_path, reply):
     run.fit(model, users)
     run.test(model, users, verbose=False)
     for row in ROWS:
-        ranks = model.results[row]
+        ranks = model.test_results.ranks[row]
         assert len(ranks) == 500
         for name in ("ndcg@1", "ndcg@5", "ndcg@10"):
             values = METRICS[name](ranks)
@@ -64,7 +65,7 @@ def test_perfect_ranker_scores_one(users, tmp_path):
     run.fit(model, users)
     run.test(model, users, verbose=False)
     for row in ROWS:
-        assert model.results[row].tolist() == [1.0] * 500
+        assert model.test_results.ranks[row].tolist() == [1.0] * 500
 
 
 def test_a_position_shared_by_all_users_would_be_noticed(users):
@@ -87,25 +88,25 @@ def test_reading_a_test_target_before_scoring_raises(users, tmp_path):
         trainer(tmp_path, environment(copies_the_list), max_epochs=1).fit(model, users)
 
 
-def test_every_prompt_holds_its_own_users_history_and_candidates(users, tmp_path):
+def test_every_prompt_holds_its_own_users_history_and_candidates(users, tmp_path, monkeypatch):
     """For every user and step, in the order the parser will read."""
     model = module(n_steps=3, n_static_prompts=1)
     seen = 0
-    send = model._send
+    send = Environment.step
 
-    def check(episodes, actions, lengths):
+    def check(self, episodes, actions, lengths):
         nonlocal seen
-        turn = send(episodes, actions, lengths)
+        step = send(self, episodes, actions, lengths)
         for episode, prompt, length, ranking in zip(
-            episodes, turn.prompts, lengths, turn.rankings, strict=True
+            episodes, step.prompts, lengths, step.rankings, strict=True
         ):
             assert shown_history(prompt.text) == [i.title for i in episode.history[-length:]]
             assert shown_candidates(prompt.text) == [i.title for i in episode.candidates]
             assert ranking.order == tuple(range(10))  # the list-copier's answer, parsed
             seen += 1
-        return turn
+        return step
 
-    model._send = check
+    monkeypatch.setattr(Environment, "step", check)
     run = trainer(tmp_path, environment(copies_the_list), max_epochs=1)
     run.fit(model, users)
     run.test(model, users, verbose=False)
@@ -154,7 +155,10 @@ def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
     model = module(n_steps=2)
     rewards = []
     update = model._update
-    model._update = lambda transitions: (rewards.append(transitions[0][1]), update(transitions))
+    model._update = lambda transitions: (
+        rewards.append(transitions[0].step.rewards()),
+        update(transitions),
+    )
     env = environment(flaky)
     run = trainer(tmp_path, env, max_epochs=1)
     run.fit(model, users)

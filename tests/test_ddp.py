@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from rpp.callbacks import Predictions, ResultsTable, RewardEnvironment
 from rpp.data.shares import SharedBatches, share
+from rpp.learners.ppo import PPO
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.ppo import PPOModule
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 N_EPOCHS = 2
@@ -45,8 +45,8 @@ class Record(Callback):
         self.played = []
 
     def on_train_epoch_end(self, trainer, pl_module):
-        # of every turn of an epoch, who played it
-        self.played.append([[e.user for e in turn.episodes] for turn in pl_module.steps])
+        # of every step of an epoch, who played it
+        self.played.append([[e.user for e in step.episodes] for step in pl_module.train_steps])
 
     def on_train_end(self, trainer, pl_module):
         rank = trainer.global_rank
@@ -112,7 +112,7 @@ def play(folder: Path, n_processes: int) -> None:
     refiner = ScriptedLanguageModel(reword, name="refiner")
     run(predictions, refiner=refiner).predict(rpp, users)
 
-    joint = PPOModule(patterns=PATTERNS, n_prompts=8, n_steps=3, n_static_prompts=1)
+    joint = PPO(patterns=PATTERNS, n_prompts=8, n_steps=3, n_static_prompts=1)
     joint.encoder = HashEncoder()
     (folder / "ppo").mkdir(exist_ok=True)
     run(Record(folder / "ppo"), max_epochs=1).fit(joint, users)
@@ -191,7 +191,7 @@ def test_every_training_user_plays_once_an_epoch_in_the_batch_of_one_process(one
     for epoch in range(N_EPOCHS):
         turns = [first + second for first, second in zip(*(p[epoch] for p in parts), strict=True)]
         assert turns == whole[epoch]
-        assert sorted(user for turn in turns[::3] for user in turn) == list(range(11))
+        assert sorted(user for step in turns[::3] for user in step) == list(range(11))
 
 
 @pytest.mark.parametrize("learner", [".", "ppo"])
@@ -216,7 +216,7 @@ def test_two_processes_log_the_numbers_of_one(one, two):
 def test_the_table_holds_every_test_user_once_in_their_order(one, two):
     expected = read(one / "test_0.json")
     own_calls = expected.pop("own_calls")
-    assert len(expected["RPP"]) == len(expected["RPP, exchanged"]) == 7
+    assert len(expected["RPP"]) == len(expected["RPP, prompts permuted"]) == 7
     assert np.isnan(expected["RPP"]).tolist() == [user == 5 for user in range(7)]
     records = [read(two / f"test_{rank}.json") for rank in range(2)]
     calls = [record.pop("own_calls") for record in records]

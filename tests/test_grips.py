@@ -237,11 +237,13 @@ def test_calls_are_bounded_and_start_with_the_manual_prompt(users, method):
     assert all(manual in prompt for prompt in asked[:n_scored])
     n_paraphrases = sum(bool(asks_for_words(prompt)) for prompt in asked)
     assert 0 < n_paraphrases <= 2 * 3 * (1 if method is GRIPS else 30)
-    assert n_scored < given.ranker.counters.calls <= grips.n_calls(given, len(test))
+    assert n_scored < given.ranker.counters.calls <= grips.max_calls(given, len(test))
     history = {len(shown_history(prompt)) for prompt in asked if not asks_for_words(prompt)}
     assert history == {SENTENCES.manual.history}
-    with_words = grips.n_calls(given, 30)
-    assert with_words - method(3, 2, 2, 0).n_calls(given, 30) == 6 * (1 if method is GRIPS else 30)
+    with_words = grips.max_calls(given, 30)
+    assert with_words - method(3, 2, 2, 0).max_calls(given, 30) == 6 * (
+        1 if method is GRIPS else 30
+    )
 
 
 def test_patience_ends_a_search_and_so_does_a_perfect_score(users):
@@ -334,7 +336,7 @@ HONEST = [GRIPS, PersonalGRIPS]
 @pytest.mark.parametrize("method", HONEST, ids=lambda m: m.__name__)
 def test_no_skill_scores_chance(reply, method):
     users = MadeUpUsers(n_train=1, n_validation=10, n_test=300, seed=2)
-    assert not method.peeks
+    assert not method.is_oracle
     test = users.episodes("test")
     rankings = method(n_edits=3, n_rounds=2).learn(task(reply, users))(test)
     for name in ("ndcg@1", "ndcg@10"):
@@ -344,7 +346,7 @@ def test_no_skill_scores_chance(reply, method):
 
 def test_the_oracle_makes_a_random_ranker_shine(users):
     """The figures that a search on the tested interaction gives to no skill at all."""
-    assert OracleGRIPS.peeks
+    assert OracleGRIPS.is_oracle
     assert OracleGRIPS.name == "grips_oracle"
     test = users.episodes("test")
     rankings = OracleGRIPS().learn(task(answers_at_random, users))(test)

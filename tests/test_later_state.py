@@ -11,9 +11,9 @@ import torch
 import yaml
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, shown_history, trainer
 
+from rpp.learners.ppo import PPO
+from rpp.learners.rpp import RPP
 from rpp.llms.controls import shown_candidates
-from rpp.module import RPPModule
-from rpp.ppo import PPOModule
 
 RISING, FALLING = 2, 6
 """The reasoning sentence that is right after a ranking in that order."""
@@ -76,16 +76,16 @@ def probability_of_right_sentence(tmp_path, kind, patterns, n_rounds, seed, **op
     run.fit(model, users)
     env.setup(run, model, "validate")
     episodes = users.episodes("validation")
-    turn = model.play(episodes, model.sampled, 1)[0]
+    step = model.play(episodes, model.sampled, 1)[0]
     with torch.no_grad():
-        probs = model.agents.log_probs(model.states(model._observe(turn))).exp()
+        probs = model.agents.log_probs(model.next_state(model.observe(step))).exp()
     right = [FALLING if coin([i.title for i in e.candidates]) else RISING for e in episodes]
     reasoning = model.patterns.names.index("reasoning")
     return float(probs[range(len(episodes)), reasoning, right].mean())
 
 
 KINDS = pytest.mark.parametrize(
-    ("kind", "options"), [(RPPModule, {}), (PPOModule, {"lr": 0.01})], ids=["RPP", "PPO-4"]
+    ("kind", "options"), [(RPP, {}), (PPO, {"lr": 0.01})], ids=["RPP", "PPO-4"]
 )
 
 

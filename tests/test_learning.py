@@ -45,7 +45,7 @@ def probability_of_best(model, users, best_of):
     """Mean over users of the probability of their best sentence in the first state."""
     episodes = users.episodes("train")
     with torch.no_grad():
-        state = model.states.initial(model._user_vectors(episodes))
+        state = model.first_state(episodes)
         probs = model.agents.log_probs(state)[:, REASONING].exp()
     return float(torch.stack([probs[k, best_of(e.user)] for k, e in enumerate(episodes)]).mean())
 
@@ -92,7 +92,8 @@ def test_the_prompt_of_another_user_tells_what_is_personal(tmp_path, personal):
     run.fit(model, users)
     run.test(model, users, verbose=False)
     own, anothers = (
-        float(METRICS["ndcg@10"](model.results[name]).mean()) for name in ("RPP", "RPP, exchanged")
+        float(METRICS["ndcg@10"](model.test_results.ranks[name]).mean())
+        for name in ("RPP", "RPP, prompts permuted")
     )
     assert own > 0.85
     assert anothers == pytest.approx(0.727 if personal else own, abs=0.07)

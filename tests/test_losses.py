@@ -175,15 +175,15 @@ STATE_VALUES = torch.tensor([[[1.0]], [[2.0]], [[3.0]]], dtype=torch.float64)  #
 
 
 @pytest.mark.parametrize(
-    ("trace", "expected"),
+    ("gae_lambda", "expected"),
     [
         (0.0, [0.1 + 0.5 * 2 - 1, 0.2 + 0.5 * 3 - 2, 0.4 - 3]),
         (0.5, [0.1 + 0.25 * (-0.3 + 0.25 * -2.6), -0.3 + 0.25 * -2.6, -2.6]),
         (1.0, [0.1 + 0.5 * 0.2 + 0.25 * 0.4 - 1, 0.2 + 0.5 * 0.4 - 2, 0.4 - 3]),
     ],
 )
-def test_gae_by_hand(trace, expected):
-    advantage = gae(REWARDS, STATE_VALUES, discount=0.5, trace=trace)
+def test_gae_by_hand(gae_lambda, expected):
+    advantage = gae(REWARDS, STATE_VALUES, discount=0.5, gae_lambda=gae_lambda)
     assert advantage.flatten().tolist() == pytest.approx(expected)
 
 
@@ -191,7 +191,7 @@ def test_gae_at_the_end_of_a_failed_call():
     """The step that failed has none; the one before trusts the value of the state it reached."""
     rewards = REWARDS.clone()
     rewards[1] = NAN
-    advantage = gae(rewards, STATE_VALUES, discount=0.5, trace=1.0).flatten()
+    advantage = gae(rewards, STATE_VALUES, discount=0.5, gae_lambda=1.0).flatten()
     assert advantage.isnan().tolist() == [False, True, False]
     assert advantage[[0, 2]].tolist() == pytest.approx([0.1 + 0.5 * 2 - 1, 0.4 - 3])
 

@@ -13,10 +13,10 @@ from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, trainer
 from test_controls import ROWS
 from test_learning import planted
 
-from rpp.agents.ppo import JointActorCritic, draw_prompts
+from rpp.agents.joint import JointActorCritic, draw_prompts
+from rpp.learners.ppo import PPO
 from rpp.llms.controls import answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval
-from rpp.ppo import PPOModule
 from rpp.prompts.patterns import load_patterns
 from rpp.types import InputError, LanguageModelError
 
@@ -26,7 +26,7 @@ KINDS = pytest.mark.parametrize("n_prompts", [None, 32], ids=["PPO-4", "PPO-1"])
 
 
 def module(**options):
-    made = PPOModule(patterns=PATTERNS, **options)
+    made = PPO(patterns=PATTERNS, **options)
     made.encoder = HashEncoder()
     return made
 
@@ -107,7 +107,7 @@ def test_drawn_prompts_are_different_seeded_and_spread():
     [
         ({"n_prompts": 1}, "n_prompts is 1"),
         ({"n_update_epochs": 0}, "n_update_epochs is 0"),
-        ({"clip": 0.0}, "clip is 0"),
+        ({"clip_range": 0.0}, "clip_range is 0"),
     ],
 )
 def test_settings_that_teach_nothing_are_refused(options, message):
@@ -120,15 +120,14 @@ def test_an_update_begins_with_the_policy_that_played_and_reaches_everything(tmp
     """States made anew from what was recorded are those that were played: the first ratio is 1."""
     users = MadeUpUsers(n_train=40, n_validation=1, n_test=1, batch_size=20)
     model = module(n_steps=3, n_prompts=n_prompts, n_update_epochs=2, n_static_prompts=1)
-    update, ratios = model._update_jointly, []
+    update, ratios = model._update, []
 
-    def watched(states, played, returns, advantage):
-        for step, (state, decision) in enumerate(zip(states, played, strict=True)):
-            now = model.agents(state, horizon=model._horizon(step), choices=decision.choices)
-            ratios.append((now.log_prob - decision.log_prob).exp().detach())
-        update(states, played, returns, advantage)
+    def watched(played, returns, advantage):
+        for now, then in zip(model._decide_again(played), played, strict=True):
+            ratios.append((now.log_prob - then.decision.log_prob).exp().detach())
+        update(played, returns, advantage)
 
-    model._update_jointly = watched
+    model._update = watched
     run = trainer(tmp_path, environment(answers_at_random), max_epochs=1, limit_val_batches=0)
     run.fit(model, users)
     first, second, *_ = torch.cat(ratios).split(3 * 20)
@@ -138,7 +137,7 @@ def test_an_update_begins_with_the_policy_that_played_and_reaches_everything(tmp
     assert trained == {id(p) for p in model.parameters()}
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
-    assert [len(turn.prompts) for turn in model.steps] == [20] * 2 * 3  # none asked twice
+    assert [len(step.prompts) for step in model.train_steps] == [20] * 2 * 3  # none asked twice
     heads = SENTENCES.names if n_prompts is None else ("prompt",)
     expected = {"loss/actor", "loss/critic", *(f"entropy/{name}" for name in heads)}
     logged = {name for name in run.callback_metrics if name.startswith(("loss", "entropy"))}
@@ -155,7 +154,7 @@ def test_a_failed_call_teaches_nothing_and_spoils_nothing(tmp_path):
     model = module(n_steps=3)
     run = trainer(tmp_path, environment(flaky), max_epochs=3, limit_val_batches=0)
     run.fit(model, users)
-    assert any(ranking.failed for turn in model.steps for ranking in turn.rankings)
+    assert any(ranking.failed for step in model.train_steps for ranking in step.rankings)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert run.callback_metrics["loss/critic"].isfinite()
 
@@ -169,7 +168,7 @@ def learnt(tmp_path, users, reply, n_rounds, **options):
     # every round is one batch of 200 users
     run = trainer(tmp_path, environment(reply), max_epochs=n_rounds, limit_val_batches=0)
     run.fit(model, users)
-    state = model.states.initial(model._user_vectors(users.episodes("train")))
+    state = model.first_state(users.episodes("train"))
     return model.agents.log_probs(state).exp().detach()
 
 
@@ -229,9 +228,10 @@ def test_no_skill_scores_chance(tmp_path, n_prompts):
     run = trainer(tmp_path, environment(answers_at_random), max_epochs=2)
     run.fit(model, users)
     run.test(model, users, verbose=False)
-    for row in ROWS:
+    assert model.test_results.ranks.keys() == {row.replace("RPP", model.title) for row in ROWS}
+    for row, ranks in model.test_results.ranks.items():
         for name in ("ndcg@1", "ndcg@5", "ndcg@10"):
-            values = METRICS[name](model.results[row])
+            values = METRICS[name](ranks)
             assert len(values) == 500
             interval = mean_interval(values, confidence=0.999)
             assert interval.low <= chance(name, 10) <= interval.high, (row, name, interval)

@@ -11,8 +11,8 @@ from pipeline import MadeUpUsers, environment, module, trainer
 from test_prompts import MINIMAL, load
 
 from rpp import charts
+from rpp.learners.rpp import RPP
 from rpp.llms.controls import copies_the_list
-from rpp.module import RPPModule
 from rpp.prompts.compose import Display, compose
 from rpp.prompts.options import ProfilePattern
 from rpp.prompts.patterns import load_patterns
@@ -185,7 +185,7 @@ def test_learning_everything_changes_nothing(patterns, tmp_path):
         patterns.learning(["rolle"])
     with pytest.raises(InputError, match="add a section `manual`"):
         load(tmp_path, MINIMAL).learning(["role"])
-    nothing = RPPModule(patterns=FILE, learn=[])  # a comparison may hold one and not run it
+    nothing = RPP(patterns=FILE, learn=[])  # a comparison may hold one and not run it
     with pytest.raises(InputError, match="there is nothing to choose"):
         nothing.build(MadeUpUsers(2, 1, 1), torch.device("cpu"))
 
@@ -235,22 +235,22 @@ def with_encoder(model):
 @pytest.mark.parametrize(("learn", "n_agents"), [(None, 5), (["profile"], 1)])
 def test_the_pipeline_with_a_profile(tmp_path, learn, n_agents):
     users = WithProfiles(n_train=20, n_validation=10, n_test=20, batch_size=20)
-    model = with_encoder(RPPModule(patterns=FILE, learn=learn, n_steps=2, n_static_prompts=3))
+    model = with_encoder(RPP(patterns=FILE, learn=learn, n_steps=2, n_static_prompts=3))
     run = trainer(tmp_path, environment(copies_the_list), max_epochs=1)
     run.fit(model, users)
     assert len(model.agents.actors) == len(model.static.actions) == n_agents
     assert "loss/actor_profile" in run.callback_metrics
     run.test(model, users, verbose=False)
-    actions = torch.cat([turn.actions for turn in model.steps])
+    actions = torch.cat([step.actions for step in model.train_steps])
     assert actions.shape == (20, n_agents)
-    for turn in model.steps:
-        for episode, prompt, chosen in zip(turn.episodes, turn.prompts, actions, strict=True):
+    for step in model.train_steps:
+        for episode, prompt, chosen in zip(step.episodes, step.prompts, actions, strict=True):
             said = PATTERNS.profile.sentence(int(chosen[-1]), person(episode.user))
             assert prompt.sentences[-1] == said
             assert not said or said in prompt.text.split("\n")
             if learn:
                 assert prompt.n_history == PATTERNS.manual.history
-    figure = charts.user_distribution(actions, [p.n_history for p in turn.prompts], model.patterns)
+    figure = charts.user_distribution(actions, [p.n_history for p in step.prompts], model.patterns)
     assert [axis.get_title().split(":")[0] for axis in figure.axes] == list(model.patterns.names)
     row = run.predict(model, users)[0][0]
     assert set(row["sentences"]) == {"role", "history", "reasoning", "format", "profile"}
@@ -260,7 +260,7 @@ def test_the_pipeline_with_a_profile(tmp_path, learn, n_agents):
 @pytest.mark.parametrize(("keys", "missing"), [((), "age"), (("gender", "age"), "occupation")])
 def test_a_data_set_without_profiles_is_refused(tmp_path, keys, missing):
     users = WithProfiles(keys, n_train=4, n_validation=2, n_test=2)
-    model = with_encoder(RPPModule(patterns=FILE))
+    model = with_encoder(RPP(patterns=FILE))
     message = f"the prompts tell the user's {missing}, but the data set 'made-up' knows no"
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, environment(copies_the_list), max_epochs=1).fit(model, users)
@@ -268,7 +268,7 @@ def test_a_data_set_without_profiles_is_refused(tmp_path, keys, missing):
 
 def test_a_profile_that_is_fixed_to_nothing_needs_no_profiles(tmp_path):
     users = WithProfiles((), n_train=4, n_validation=2, n_test=2)
-    model = with_encoder(RPPModule(patterns=FILE, learn=["role"], n_steps=1, n_static_prompts=1))
+    model = with_encoder(RPP(patterns=FILE, learn=["role"], n_steps=1, n_static_prompts=1))
     trainer(tmp_path, environment(copies_the_list), max_epochs=1).fit(model, users)
 
 

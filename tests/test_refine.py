@@ -15,7 +15,7 @@ from rpp.llms.controls import copies_the_list
 from rpp.prompts.compose import Display, compose
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import INSTRUCTION, Refiner, clean, judge, refusal, request
-from rpp.types import InputError, LanguageModelError
+from rpp.types import LanguageModelError
 
 PATTERNS = load_patterns("conf/patterns/movies.yaml")
 N_SENTENCES = 3 + 9 + 5
@@ -209,7 +209,7 @@ def test_the_same_model_is_asked_through_the_ranker(users, tmp_path):
     assert env.ranker.counters.calls == N_SENTENCES  # one count for both
 
 
-def test_a_checkpoint_keeps_the_words_it_was_trained_with(users, tmp_path):
+def test_a_checkpoint_keeps_the_words_it_was_trained_in(users, tmp_path):
     """A refiner that never says the same twice: the test must not meet other prompts."""
     said = iter(range(10_000))
 
@@ -235,21 +235,13 @@ def test_a_checkpoint_keeps_the_words_it_was_trained_with(users, tmp_path):
     assert {s: model.refiner(s) for s in PATTERNS.role} != first
 
 
-def test_a_module_without_sentences_is_told_so(users, tmp_path):
-    env = environment(copies_the_list, refiner="same")
-    model = module()
-    del model.refiner
-    with pytest.raises(InputError, match="RPPModule chooses no sentences"):
-        env.setup(trainer(tmp_path, env, max_epochs=1), model, "fit")
-
-
 def test_the_budget_counts_the_refiner(users, tmp_path):
     env = environment(copies_the_list, refiner="same")
     model = module(n_steps=2, n_static_prompts=3)
     run = trainer(tmp_path, env, max_epochs=2)
     model.trainer = run
     run.datamodule = users
-    without = model.n_calls("fit")
+    without = model.max_calls("fit")
     assert without == 2 * (20 + 10) * 2 + 3 * 10
     env.setup(run, model, "fit")
-    assert model.n_calls("fit") == without + N_SENTENCES
+    assert model.max_calls("fit") == without + N_SENTENCES

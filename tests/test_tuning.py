@@ -16,7 +16,7 @@ from lightning import seed_everything
 from pipeline import trainer
 from safetensors.torch import load_file
 
-from rpp.callbacks import RewardEnvironment
+from rpp.callbacks.environment import RewardEnvironment
 from rpp.cli import main, run
 from rpp.data.interactions import load_training_pairs
 from rpp.llms.huggingface import HuggingFaceLanguageModel

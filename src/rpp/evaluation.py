@@ -53,9 +53,10 @@ def random_choices(
     Returns:
         Actions of the last step, ``(B, P)``, and the history length each user has reached.
     """
+    users = [episode.user for episode in episodes]
     lengths = patterns.first_lengths(len(episodes))
     for step in range(n_steps):
-        draws = uniforms((*key, step), episodes, len(patterns.names))
+        draws = uniforms((*key, step), users, len(patterns.names))
         actions = random_actions(patterns.n_actions, draws)
         lengths = patterns.next_lengths(actions.tolist(), lengths)
     return actions, lengths

@@ -178,7 +178,7 @@ def rollout(
             state = states.next_state(observation)
 
 
-def uniforms(key: Sequence[int], episodes: Sequence[Episode], n_patterns: int) -> Tensor:
+def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tensor:
     """Numbers in [0, 1) that depend on the key and each user alone, ``(B, P)``.
 
     Whoever else is in the batch, and in which order, changes no user's draw; a resumed run
@@ -186,8 +186,8 @@ def uniforms(key: Sequence[int], episodes: Sequence[Episode], n_patterns: int) -
 
     Args:
         key: What tells this draw from others, for example seed, epoch and step.
-        episodes: ``B`` users.
+        users: ``B`` user numbers.
         n_patterns: ``P``.
     """
-    rows = [np.random.default_rng([*key, each.user]).random(n_patterns) for each in episodes]
+    rows = [np.random.default_rng([*key, user]).random(n_patterns) for user in users]
     return torch.from_numpy(np.stack(rows))

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from rpp.encoders import PromptEncoder
 from rpp.baselines.base import Recommender, Scorer, TrainingData
 from rpp.baselines.sequential import (
     SequenceEncoder,
@@ -33,6 +32,7 @@ from rpp.baselines.sequential import (
 )
 from rpp.baselines.weights import load_weights, read_weights, translate_encoder, weights_file
 from rpp.baselines.windows import WindowBatches
+from rpp.encoders import PromptEncoder
 from rpp.types import Episode, InputError, Item
 
 Pooling = Literal["mean", "cls"]

@@ -279,4 +279,4 @@ def all_counters(ranker: Ranker) -> Counters:
 
 def priced(cost: float) -> str:
     """What tokens cost, for the end of a sentence; nothing where no prices are given."""
-    return f", {cost:.2f} by the prices given" if cost else ""
+    return f" at a cost of {cost:.2f}" if cost else ""

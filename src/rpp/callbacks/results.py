@@ -74,9 +74,10 @@ class ResultsTable(Callback):
 def _results(learner: PromptLearner[Any], counters: Counters) -> Results:
     found = learner.test_results
     reference = found.ranks[BEST_STATIC]
+    own = [name for name in found.ranks if name.startswith(learner.title)]
     rows = [
-        make_row(name, ranks, None if name == BEST_STATIC else reference)
-        for name, ranks in found.ranks.items()
+        make_row(name, found.ranks[name], None if name == BEST_STATIC else reference)
+        for name in [*own, RANDOM_POLICY, BEST_STATIC]
     ]
     gains = _gains(learner.title, found.ranks)
     n_steps = int(learner.inference_steps)

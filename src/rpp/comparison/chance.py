@@ -22,7 +22,7 @@ from rpp.llms.base import LanguageModel, ScriptedLanguageModel
 from rpp.llms.controls import Behaviour, ControlLanguageModel, scores_all_alike, scores_at_random
 from rpp.metrics import METRICS, chance, chance_interval, target_ranks
 from rpp.ranker import Decoding, Ranker
-from rpp.types import Episode, final_scoring
+from rpp.types import Episode, Ranking, final_scoring
 
 CHECKED = ("ndcg@1", "ndcg@5", "ndcg@10")
 
@@ -37,7 +37,7 @@ def control_ranks(task: Task, episodes: Sequence[Episode]) -> dict[str, Tensor]:
     it is whether there will be a table.
     """
     nothing = torch.zeros(len(episodes), _n_candidates(episodes))
-    rankings = {"knows nothing": rank(nothing, episodes, seed=1)}
+    rankings: dict[str, Sequence[Ranking]] = {"knows nothing": rank(nothing, episodes, seed=1)}
     rankers = {
         behaviour: _beside(task.ranker, ControlLanguageModel(behaviour), "generate")
         for behaviour in get_args(Behaviour)

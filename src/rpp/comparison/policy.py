@@ -52,7 +52,7 @@ class Policy(PromptMethod):
     def __init__(
         self,
         name: str,
-        learner: PromptLearner,
+        learner: PromptLearner,  # type: ignore[type-arg]  # jsonargparse finds no options of X[Y]
         max_epochs: int = 4,
         batch_size: int = 20,
         refined: bool = False,

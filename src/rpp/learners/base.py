@@ -7,8 +7,7 @@ Subclass :class:`PromptLearner`, say in ``act`` what it chooses and in Lightning
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,6 +133,10 @@ class PromptLearner(PromptPolicy[C]):
 
     # -- test and prediction -----------------------------------------------------------------
 
+    def sampled(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> C:
+        """A choice drawn from the policy, always the same one."""
+        return self.drawn(SAMPLED, state, number, episodes)
+
     def on_test_start(self) -> None:
         """Forget the results of an earlier test."""
         self.test_results = evaluation.TestResults()
@@ -145,7 +148,7 @@ class PromptLearner(PromptPolicy[C]):
         rows = {
             self.title: steps[-1],
             f"{self.title}, first step": steps[0],
-            f"{self.title}, sampled": self.play(batch, partial(self.drawn, SAMPLED))[-1],
+            f"{self.title}, sampled": self.play(batch, self.sampled)[-1],
             evaluation.RANDOM_POLICY: evaluation.step_random(
                 environment, batch, n_steps, self.policy_seed
             ),

@@ -34,7 +34,7 @@ from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree
 from rpp.llms.tuned import ABOUT, DATA, LEFT_OUT, left_out_of, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
-from rpp.processes import gather_rows, sums
+from rpp.processes import all_reduce_sum, gather_rows
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import REPLY_START, Decoding, Ranker
@@ -206,7 +206,7 @@ class RankingAdapter(LightningModule):
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
             loss = loss + self.listwise_weight * listwise.to(loss.dtype)
-        self.n_sequences += int(sums(torch.tensor(len(batch), device=self.device)))
+        self.n_sequences += int(all_reduce_sum(torch.tensor(len(batch), device=self.device)))
         self.log("train/sequences", float(self.n_sequences), batch_size=len(batch))
         return loss
 
