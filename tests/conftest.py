@@ -16,7 +16,7 @@ from chat_server import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
-pytest.register_assert_rewrite("contracts")
+pytest.register_assert_rewrite("contracts", "helpers")
 
 from rich.console import Console  # noqa: E402 (after the environment is set)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
@@ -30,6 +30,8 @@ from transformers import (  # noqa: E402
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
 from rpp import assets  # noqa: E402
+from rpp.llms.huggingface import HuggingFaceLanguageModel  # noqa: E402
+from rpp.llms.openai import OpenAILanguageModel  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
@@ -136,6 +138,23 @@ def save_llm(
 def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random causal language model with a chat template."""
     return save_llm(tmp_path_factory.mktemp("tiny_llm"))
+
+
+@pytest.fixture(scope="session")
+def make_llm(tiny_llm_folder: Path) -> Callable[..., HuggingFaceLanguageModel]:
+    """Make a language model of the tiny folder with other settings."""
+
+    def make(**options):
+        settings = {"dtype": "float32", "max_new_tokens": 12} | options  # exact on any machine
+        return HuggingFaceLanguageModel(str(tiny_llm_folder), **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(make_llm: Callable[..., HuggingFaceLanguageModel]) -> HuggingFaceLanguageModel:
+    """The language model of the tiny folder."""
+    return make_llm()
 
 
 @pytest.fixture(scope="session")
@@ -276,3 +295,30 @@ def no_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RPP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(assets, "fetch_wheel", refuse)
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+    """Neither key nor address of a server in the environment."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def make_openai(server, no_key):
+    """Make a language model behind the chat server."""
+    made = []
+
+    def make(**options):
+        made.append(OpenAILanguageModel("m", server.url, **{"timeout": 5.0} | options))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """The client's first pause lasts a fiftieth of a second, so that many faults take little."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)

@@ -1,4 +1,4 @@
-"""Replies and scores on disk: nothing asked twice, nothing lost, nothing stops the run."""
+"""Replies and scores on disk: nothing lost, nothing stops the run."""
 
 from __future__ import annotations
 
@@ -10,140 +10,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections import Counter
 
 import pytest
-from contracts import LanguageModelContract
 from filelock import FileLock
+from helpers import Recorder
 
-from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import FILE, ReplyCache, main
-from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
-from rpp.types import InputError, LanguageModelError, LanguageModelStop
-
-
-class Recorder(ScriptedLanguageModel):
-    """A script that remembers what it was asked."""
-
-    def __init__(self, reply=lambda prompt: f"reply to {prompt}", name="scripted"):
-        super().__init__(reply, scorer=lambda p, text: -len(p) - len(text) / 100, name=name)
-        self.asked = Counter()
-        self.batches = []
-
-    def generate(self, prompts):
-        self.asked.update(prompts)
-        self.batches.append(list(prompts))
-        return super().generate(prompts)
-
-    def score(self, prompts, continuations, response_prefixes=None):
-        self.batches.append([list(row) for row in continuations])
-        return super().score(prompts, continuations, response_prefixes)
-
-
-class TestScripted(LanguageModelContract):
-    @pytest.fixture
-    def llm(self):
-        return ScriptedLanguageModel(
-            lambda prompt: prompt[::-1],
-            scorer=lambda prompt, text: -float(sum((prompt + text).encode()) % 101),
-        )
-
-
-class TestScriptedWithoutScores(LanguageModelContract):
-    scores = False
-
-    @pytest.fixture
-    def llm(self):
-        return ScriptedLanguageModel(lambda prompt: prompt[::-1])
-
-
-class TestCached(LanguageModelContract):
-    @pytest.fixture
-    def llm(self, tmp_path):
-        return CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
-
-
-def test_fingerprint_of_a_script_is_its_name():
-    assert (
-        ScriptedLanguageModel("x", name="a").fingerprint != ScriptedLanguageModel("x").fingerprint
-    )
-
-
-def test_second_call_costs_nothing(tmp_path):
-    first = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
-    replies = first.generate(["a", "b"])
-    assert (first.meter.n_calls, first.meter.n_hits) == (2, 0)
-    again = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))  # as in another process
-    assert again.generate(["b", "a"]) == replies[::-1]
-    assert again.model.batches == []
-    assert (again.meter.n_calls, again.meter.n_hits) == (0, 2)
-    assert again.meter.tokens.prompt_tokens == again.meter.tokens.reply_tokens == 0
-
-
-def test_equal_prompts_are_sent_once():
-    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
-    assert llm.generate(["a", "b", "a", "a"]) == [f"reply to {p}" for p in "abaa"]
-    assert llm.model.asked == {"a": 1, "b": 1}
-    assert (llm.meter.n_calls, llm.meter.n_hits) == (2, 2)
-
-
-def test_failures_are_not_kept():
-    answers = iter([LanguageModelError("lost"), "back"])
-    llm = CachedLanguageModel(Recorder(lambda _: next(answers)), ReplyCache(None))
-    (failure,) = llm.generate(["a"])
-    assert isinstance(failure, LanguageModelError)
-    assert llm.generate(["a"]) == ["back"]
-    assert llm.generate(["a"]) == ["back"]
-    assert (llm.meter.n_calls, llm.meter.n_hits) == (2, 1)
-
-
-def test_an_error_costs_its_own_chunk_only():
-    class Flaky(Recorder):
-        def generate(self, prompts):
-            if len(self.batches) == 1:
-                self.batches.append(list(prompts))
-                raise LanguageModelError("out of memory")
-            return super().generate(prompts)
-
-    llm = CachedLanguageModel(Flaky(), ReplyCache(None))
-    prompts = [f"{k:03}" for k in range(3 * CHUNK)]
-    replies = llm.generate(prompts)
-    failed = [k for k, reply in enumerate(replies) if isinstance(reply, LanguageModelError)]
-    assert failed == list(range(CHUNK, 2 * CHUNK))
-    assert len(llm.cache) == 2 * CHUNK
-    assert llm.generate(prompts) == [f"reply to {p}" for p in prompts]
-    assert max(llm.model.asked.values()) == 1
-
-
-def test_a_model_that_waits_for_somebody_else_is_asked_by_threads():
-    """All its author writes beside ``generate`` is how many may be under way."""
-    together = threading.Barrier(3, timeout=10)
-
-    class Waiting(Recorder):
-        concurrency = 3
-
-        def generate(self, prompts):
-            together.wait()  # passes only when three threads are here
-            return super().generate(prompts)
-
-    llm = CachedLanguageModel(Waiting(), ReplyCache(None))
-    prompts = [f"{k}" for k in range(9)]
-    assert llm.generate(prompts) == [f"reply to {p}" for p in prompts]
-    assert sorted(llm.model.batches) == [[p] for p in prompts]
-
-
-def test_other_errors_are_not_swallowed():
-    def broken(prompt):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        CachedLanguageModel(Recorder(broken), ReplyCache(None)).generate(["a"])
-
-
-def test_prompts_that_begin_alike_are_sent_together():
-    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
-    llm.generate(["user b: 1", "user a: 1", "user b: 2", "user a: 2"])
-    assert llm.model.batches == [["user a: 1", "user a: 2", "user b: 1", "user b: 2"]]
+from rpp.llms.cached import CHUNK, CachedLanguageModel
+from rpp.types import InputError
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough" * 40, b"\0" * 4096])
@@ -220,41 +94,10 @@ def test_one_process_after_the_other_opens_the_file(tmp_path):
     thread.join()
 
 
-def test_fingerprints_and_kinds_are_kept_apart(tmp_path):
-    cache = ReplyCache(tmp_path)
-    one = CachedLanguageModel(Recorder(lambda _: "one", name="one"), cache)
-    two = CachedLanguageModel(Recorder(lambda _: "two", name="two"), cache)
-    assert one.generate(["a"]) == ["one"]
-    assert two.generate(["a"]) == ["two"]
-    assert one.generate_permutation(["a"], [["x", "y"]]) != ["one"]
-    assert one.score(["a"], [["x", "y"]])[0] != "one"
-    assert len(cache) == 4
-    assert one.generate_permutation(["a"], [["x"]]) == ["x"]
-    assert one.score(["a"], [["x"]], ["prefix"]) != one.score(["a"], [["x"]])
-
-
-def test_scores_do_not_depend_on_the_order_they_were_asked_in():
-    llm = CachedLanguageModel(Recorder(), ReplyCache(None))
-    (row,) = llm.score(["p"], [["a", "bbb", "cc"]])
-    assert row == pytest.approx([-1.01, -1.03, -1.02])
-    (turned,) = llm.score(["p"], [["cc", "a", "bbb"]])
-    assert turned == [row[2], row[0], row[1]]
-    (twice,) = llm.score(["p"], [["a", "a", "cc", "bbb"]])
-    assert twice == [row[0], row[0], row[2], row[1]]
-    assert llm.meter.n_calls == 1
-
-
 def test_many_keys_at_once():
     cache = ReplyCache(None)
     cache.put({f"k{k}": k for k in range(1300)})
     assert cache.get([f"k{k}" for k in range(1400)]) == {f"k{k}": k for k in range(1300)}
-
-
-def test_replies_come_back_as_they_were(tmp_path):
-    reply = 'quote " backslash \\ line\nbreak  七人の侍 \U0001f3ac end'
-    CachedLanguageModel(Recorder(lambda _: reply), ReplyCache(tmp_path)).generate(["a"])
-    again = CachedLanguageModel(Recorder(), ReplyCache(tmp_path))
-    assert again.generate(["a"]) == [reply]
 
 
 WRITER = """
@@ -348,33 +191,6 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file/below", tmp_path / "taken"):
         with pytest.raises(InputError, match=f"{folder}.* set environment.cache_dir"):
             ReplyCache(folder)
-
-
-def test_two_models_share_a_limit_and_a_count():
-    first = CachedLanguageModel(Recorder(), ReplyCache(None), Meter(3))
-    second = first.beside(Recorder(name="another"))
-    first.generate(["a", "b"])
-    second.generate(["a"])
-    assert (first.meter.n_calls, first.meter.tokens.prompt_tokens) == (
-        3,
-        first.model.usage.prompt_tokens + second.model.usage.prompt_tokens,
-    )
-    for llm in (first, second):
-        with pytest.raises(LanguageModelStop):
-            llm.generate(["c"])
-
-
-def test_calls_are_bounded_and_what_was_paid_is_kept():
-    cache = ReplyCache(None)
-    llm = CachedLanguageModel(Recorder(), cache, Meter(3))
-    llm.generate(["a", "b"])
-    with pytest.raises(LanguageModelStop, match=r"environment\.max_calls: 3 calls .* are made"):
-        llm.generate(["a", "b", "c", "d"])
-    assert llm.generate(["a", "b", "c"]) == ["reply to a", "reply to b", "reply to c"]
-    assert (llm.meter.n_calls, len(cache)) == (3, 3)
-    with pytest.raises(LanguageModelStop):
-        llm.generate(["d"])
-    assert llm.meter.n_calls == 3
 
 
 def now(monkeypatch, seconds):

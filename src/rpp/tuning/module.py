@@ -345,7 +345,8 @@ class RankingAdapter(LightningModule):
             for name, weight in self.network.state_dict().items()
             if "lora_" in name
         }
-        self.network.save_pretrained(str(folder), state_dict=state)
+        # embeddings are never tuned: peft need not look up whether they have grown
+        self.network.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
         for file in folder.glob("*.safetensors"):  # written for the owner alone; it may be shared
             file.chmod(0o644)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
