@@ -1,9 +1,9 @@
 """What the learner itself costs: ``python benchmarks/training.py --out training.md``.
 
-Fifteen rounds of 200 users of MovieLens-100K through the real module, environment, trainer and
+Fifteen steps of 200 users of MovieLens-100K through the real module, environment, trainer and
 prompt encoder, by part, with a scripted language model whose own time is left out. Then the
-language model of the embedded default on some prompts of the middle round, extrapolated to all
-users: the learner's share of a round.
+language model of the embedded default on some prompts of the middle step, extrapolated to all
+users: the learner's share of a step.
 """
 
 from __future__ import annotations
@@ -25,36 +25,39 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rpp import module
+from rpp import rollout
 from rpp.agents.actor_critic import ActorCritic
 from rpp.agents.state import StateEncoder
-from rpp.callbacks import PromptLog, RewardEnvironment
+from rpp.callbacks.environment import RewardEnvironment
+from rpp.callbacks.prompt_log import PromptLog
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.lightgcn import LightGCNSettings
+from rpp.learners.base import PromptLearner
+from rpp.learners.rpp import RPP
 from rpp.llms.base import LanguageModel, ScriptedLanguageModel
 from rpp.llms.controls import copies_the_list
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.module import RPPModule, Step
 from rpp.ranker import Decoding, Ranker
+from rpp.rollout import Step
 
 LLM = "language model"
 REST = "Lightning, loading"
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "compose prompts": [(module, "compose")],
+    "compose prompts": [(rollout, "compose")],
     "rank: cache, replies read": [(Ranker, "rank")],
-    "prompt encoder": [(RPPModule, "_observe")],
+    "prompt encoder": [(RPP, "observe")],
     "state and agents": [
         *((StateEncoder, name) for name in ("initial", "observe", "forward")),
         *((ActorCritic, name) for name in ("forward", "value")),
     ],
-    "update: gradients, Adam": [(RPPModule, "_update")],
-    "reward, metrics, logs": [(RPPModule, name) for name in ("_reward", "_log_turn", "log")],
+    "update: gradients, Adam": [(RPP, "_update")],
+    "reward, metrics, logs": [(Step, "rewards"), (PromptLearner, "log_reward"), (RPP, "log")],
     LLM: [(ScriptedLanguageModel, name) for name in ("generate", "score")],
 }
-"""What belongs to each part of a round: functions by where they are looked up."""
+"""What belongs to each part of a step: functions by where they are looked up."""
 
 MOST_SHARE, MOST_SECONDS = 0.03, 10
-"""What has to be reached: the learner's share of a round; seconds of all 15 rounds."""
+"""What has to be reached: the learner's share of a step; seconds of all 15 steps."""
 
 
 class Stopwatch(Callback):
@@ -114,9 +117,9 @@ class Stopwatch(Callback):
 
 
 def learn(
-    model: RPPModule, data: EpisodeDataModule, decoding: Decoding, *, show_candidates: bool
+    model: RPP, data: EpisodeDataModule, decoding: Decoding, *, show_candidates: bool
 ) -> Stopwatch:
-    """One epoch, which is ``model.n_steps`` rounds of all training users; then ``model.steps``."""
+    """One epoch: ``model.n_steps`` steps of all users, kept in ``model.train_steps``."""
     watch = Stopwatch()
     llm = ScriptedLanguageModel(copies_the_list, scorer=lambda _, title: -float(len(title)))
     with TemporaryDirectory(prefix="rpp-benchmark-") as temp:
@@ -137,23 +140,23 @@ def learn(
     return watch
 
 
-def language_model_seconds(llm: LanguageModel, turn: Step, n_prompts: int) -> float:
+def language_model_seconds(llm: LanguageModel, step: Step, n_prompts: int) -> float:
     """Seconds a user of ranking by likelihood, as in ``conf/rpp.yaml``, nothing in the cache."""
     llm.score(["warm"], [["up"]])
     ranker = Ranker(llm, "likelihood", show_candidates=False)
-    prompts, episodes = turn.prompts[:n_prompts], turn.episodes[:n_prompts]
+    prompts, episodes = step.prompts[:n_prompts], step.episodes[:n_prompts]
     ranker.rank(prompts, episodes)
     return ranker.counters.seconds / len(prompts)
 
 
-def table(watches: dict[str, Stopwatch], n_rounds: int) -> list[str]:
-    """Seconds of a round by part, one pair of columns for each decoding."""
-    heads = [f"`{name}`: s a round | CPU s" for name in watches]
+def table(watches: dict[str, Stopwatch], n_steps: int) -> list[str]:
+    """Seconds of a step by part, one pair of columns for each decoding."""
+    heads = [f"`{name}`: s a step | CPU s" for name in watches]
     lines = [f"| part | {' | '.join(heads)} |", "| --- |" + " ---: |" * (2 * len(watches))]
     parts = [*(part for part in PARTS if part != LLM), REST]
     for name, some in [*((part, [part]) for part in parts), ("**the learner**", parts)]:
         cells = [
-            f"{sum(times[part] for part in some) / n_rounds:.3f}"
+            f"{sum(times[part] for part in some) / n_steps:.3f}"
             for watch in watches.values()
             for times in (watch.seconds, watch.cpu)
         ]
@@ -168,7 +171,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="Markdown file to write")
     parser.add_argument("--n-users", type=int, default=200)
-    parser.add_argument("--n-rounds", type=int, default=15)
+    parser.add_argument("--n-steps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, help="users at once; default: all")
     parser.add_argument("--prompt-encoding", choices=("parts", "whole"), default="parts")
     parser.add_argument("--n-prompts", type=int, default=40, help="0: no language model")
@@ -185,8 +188,8 @@ def main(args: Sequence[str] | None = None) -> None:
             lightgcn=LightGCNSettings(n_epochs=1),  # any vectors cost the same
         )
         for decoding, show_candidates in (("generate", True), ("likelihood", False)):
-            model = RPPModule(
-                n_steps=given.n_rounds, prompt_encoding=given.prompt_encoding, n_static_prompts=1
+            model = RPP(
+                n_steps=given.n_steps, prompt_encoding=given.prompt_encoding, n_static_prompts=1
             )
             watches[decoding] = learn(
                 model,
@@ -194,8 +197,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 decoding,  # type: ignore[arg-type]  # a literal, lost in the tuple
                 show_candidates=show_candidates,
             )
-            steps = model.steps
-    lines = [*table(watches, given.n_rounds), ""]
+            steps = model.train_steps
+    lines = [*table(watches, given.n_steps), ""]
     learner = {
         name: sum(seconds for part, seconds in watch.seconds.items() if part != LLM)
         for name, watch in watches.items()
@@ -203,19 +206,19 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, seconds in learner.items():
         reached = "reached" if seconds <= MOST_SECONDS else "not reached"
         lines.append(
-            f"- `{name}`: {given.n_rounds} rounds of {given.n_users} users take {seconds:.1f} s"
+            f"- `{name}`: {given.n_steps} steps of {given.n_users} users take {seconds:.1f} s"
             f" without the language model (wanted: {MOST_SECONDS}, {reached})."
         )
     if given.n_prompts:
         llm = HuggingFaceLanguageModel("smollm2-135m-instruct")
         each = language_model_seconds(llm, steps[len(steps) // 2], given.n_prompts)
-        a_round, whole = learner["likelihood"] / given.n_rounds, each * given.n_users
-        share = a_round / (a_round + whole)
+        a_step, whole = learner["likelihood"] / given.n_steps, each * given.n_users
+        share = a_step / (a_step + whole)
         reached = "reached" if share < MOST_SHARE else "not reached"
         lines.append(
             f"- SmolLM2 by `likelihood`: {each:.3f} s a user, measured on {given.n_prompts} prompts"
-            f" of the middle round; extrapolated to {given.n_users} users {whole:.0f} s a round, of"
-            f" which the learner adds {a_round:.2f} s: a share of {share:.2%} (wanted: below"
+            f" of the middle step; extrapolated to {given.n_users} users {whole:.0f} s a step, of"
+            f" which the learner adds {a_step:.2f} s: a share of {share:.2%} (wanted: below"
             f" {MOST_SHARE:.0%}, {reached})."
         )
     lines += [

@@ -43,7 +43,7 @@ def test_every_part_is_counted_and_no_second_twice(users, decoding, show_candida
     assert len(model.train_steps) == 6
     assert all(ranking.status == "valid" for ranking in model.train_steps[0].rankings)
 
-    lines = table({decoding: watch}, n_rounds=3)
+    lines = table({decoding: watch}, n_steps=3)
     figures = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines[2:]}
     assert set(figures) == {*PARTS, REST, "**the learner**"} - {LLM}
     for column in range(2):

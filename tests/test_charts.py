@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pipeline import MadeUpUsers, environment, module, trainer
 
 from rpp import charts
-from rpp.callbacks import PromptLog
+from rpp.callbacks.prompt_log import PromptLog
 from rpp.llms.controls import answers_at_random
 from rpp.types import InputError
 

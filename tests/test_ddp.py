@@ -21,7 +21,9 @@ from lightning import Callback, LightningModule, Trainer
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, module, trainer
 from safetensors.torch import load_file, save_file
 
-from rpp.callbacks import Predictions, ResultsTable, RewardEnvironment
+from rpp.callbacks.environment import RewardEnvironment
+from rpp.callbacks.predictions import Predictions
+from rpp.callbacks.results import ResultsTable
 from rpp.data.shares import SharedBatches, share
 from rpp.learners.ppo import PPO
 from rpp.llms.base import ScriptedLanguageModel

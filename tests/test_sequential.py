@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rpp.agents.state import PromptEncoder
 from rpp.baselines.sasrec import SASRec, SASRecModel
 from rpp.baselines.sequential import SequenceEncoder, seeded, similarity
 from rpp.baselines.unisrec import Adaptor, UniSRec, UniSRecModel
@@ -17,6 +16,7 @@ from rpp.baselines.vqrec import VQRec, VQRecModel, assign_codes, fit_quantiser
 from rpp.baselines.weights import read_weights, translate_encoder
 from rpp.baselines.windows import PAD, WindowBatches, cut_windows
 from rpp.data.episodes import load_episodes
+from rpp.encoders import PromptEncoder
 from rpp.types import InputError
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import TITLES
 
-from rpp.agents.state import Observation, PromptEncoder, StateEncoder, encode_parts
+from rpp.agents.state import Observation, StateEncoder
+from rpp.encoders import PromptEncoder, encode_parts
 from rpp.types import InputError, Ranking, failed_ranking
 
 N_ITEMS, ITEM_DIM, PROMPT_DIM, STATE_DIM = 240, 8, 24, 16
