@@ -18,6 +18,7 @@ from rpp.cli import main, run
 from rpp.learners.rpp import RPP
 from rpp.llms.cache import ReplyCache
 from rpp.llms.chat import ChatClient
+from rpp.metrics import chance
 from rpp.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +85,7 @@ def test_fit_test_predict(here, capsys):
     assert "…" not in printed  # nothing is cut off in a narrow terminal
     record = json.loads((here / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 20
-    assert sum(record["RPP_replies"].values()) == 20
+    assert sum(record["replies"].values()) == 20
     assert record["trained_in"]["decoding"] == "generate"
     assert sum(record["target_position"]) == 20
     assert record["counters"]["unusable"] > 0
@@ -105,9 +106,9 @@ def test_table_invariants(here):
     """SPEC 6.8: relations that every row satisfies whatever the ranker did."""
     main(command("fit", "--trainer.max_epochs", "1"))
     main(command("test"))
-    table = json.loads((here / "results/ml-100k/results.json").read_text())["table"]
-    for row in table.values():
-        value = {name: cell["mean"] for name, cell in row.items()}
+    table = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
+    for row in table:
+        value = {name: cell["mean"] for name, cell in row["scores"].items()}
         assert value["ndcg@1"] <= value["mrr@5"] <= value["ndcg@5"] <= value["ndcg@10"]
         assert value["mrr@5"] <= value["mrr@10"]
         assert value["ndcg@5"] <= value["hr@5"]
@@ -147,9 +148,9 @@ def test_training_changes_gru_projection_and_every_agent_and_saves_them(here):
 def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
     main(command("fit"))
     main(command("test"))
-    first = json.loads((here / "results/ml-100k/results.json").read_text())["table"]
+    first = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
     main(command("test"))
-    assert json.loads((here / "results/ml-100k/results.json").read_text())["table"] == first
+    assert json.loads((here / "results/ml-100k/results.json").read_text())["rows"] == first
 
 
 RAW = {"ml-100k": ml_100k, "ml-1m": ml_1m, "games": games, "lastfm": lastfm}
@@ -336,12 +337,12 @@ def test_every_control_overlay(here, control):
     main(command("fit", *options))
     main(command("test", *options))
     record = json.loads((here / f"results/{control}/results.json").read_text())
-    table = record["table"]
+    table = {row["name"]: row["scores"] for row in record["rows"]}
     kind = {"says_nothing": "unusable", "names_one_position": "repaired"}.get(control, "valid")
-    assert record["RPP_replies"] == {kind: 400}  # the control itself was asked
+    assert record["replies"] == {kind: 400}  # the control itself was asked
     for row in ("RPP", "best static prompt"):
         low, high = table[row]["ndcg@10"]["low"] - 0.02, table[row]["ndcg@10"]["high"] + 0.02
-        assert low <= table["chance"]["ndcg@10"]["mean"] <= high
+        assert low <= chance("ndcg@10", 10) <= high
 
 
 ANOTHER = {
@@ -368,7 +369,7 @@ def test_every_ablation_overlay(here, ablation):
     main(command("predict", *options))
     folder = here / f"results/custom-{ablation}"
     record = json.loads((folder / "results.json").read_text())
-    assert record["belongs_to"]["learner"] == made.learner
+    assert record["provenance"]["learner"] == made.title
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
     as_rpp = command("test", "--name", f"custom-{ablation}")
     if ablation == "bandit":
@@ -428,7 +429,7 @@ def test_prompts_encoded_as_one_text(here):
     main(command("fit", "--trainer.max_epochs", "1", "--model.prompt_encoding", "whole"))
     main(command("test", "--model.prompt_encoding", "whole"))
     record = json.loads((here / "results/ml-100k/results.json").read_text())
-    assert record["belongs_to"]["prompt encoding"] == "whole"
+    assert record["provenance"]["prompt encoding"] == "whole"
 
 
 def test_more_test_users_fit_the_same_checkpoint(here):
@@ -502,7 +503,7 @@ def test_a_refiner_of_its_own(here):
     options += ("--environment.refiner.name", "other", "--environment.refiner.reply", "Rank.")
     main(command("fit", *options, "--trainer.max_epochs", "1"))
     checkpoint = torch.load(here / "checkpoints/ml-100k/last.ckpt", weights_only=True)
-    assert checkpoint["trained_in"]["refiner"] == "other draw 0"
+    assert checkpoint["environment"]["refiner"] == "other draw 0"
     assert set(checkpoint["refinements"].values()) == {"Rank."}
 
 
@@ -573,7 +574,7 @@ def test_cells_of_the_papers_tables(
     assert (made.model.n_steps, made.model.policy_seed, made.datamodule.batch_size) == (15, 3, 200)
     run_name = f"paper/{data}/{model}/{'rpp_plus' if plus else 'rpp'}/3"
     checkpoint = torch.load(f"checkpoints/{run_name}/last.ckpt", weights_only=True)
-    assert ("refiner" in checkpoint["trained_in"]) == plus
+    assert ("refiner" in checkpoint["environment"]) == plus
     main(["test", *options])
     record = json.loads((here / f"results/{run_name}/results.json").read_text())
     assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}

@@ -17,6 +17,7 @@ from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import SKILL_LESS, answers_at_random, copies_the_list, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval, paired_difference, target_ranks
 from rpp.prompts.patterns import load_patterns
+from rpp.prompts.static import only_prompt
 from rpp.ranker import Ranker
 from rpp.types import (
     InputError,
@@ -180,8 +181,8 @@ def test_reordering_users_reorders_the_output(users):
 def test_one_order_is_the_manual_prompt(users):
     test = users.episodes("test")[:10]
     given = task(users, answers_at_random)
-    manual = SENTENCES.learning([])
-    alone = given.ask(test, [manual] * 10, [()] * 10, [SENTENCES.manual.history] * 10)
+    manual = given.manual
+    alone = manual.step_static(test, [only_prompt(manual.patterns)]).rankings
     assert [r.order for r in SelfConsistency(1).learn(given)(test)] == [r.order for r in alone]
 
 

@@ -231,8 +231,8 @@ def test_the_table_holds_every_test_user_once_in_their_order(one, two):
     table, ours = (read(folder / "results" / "results.json") for folder in (one, two))
     assert ours["counters"]["calls"] == sum(calls)
     assert table["counters"]["calls"] == own_calls
-    same = ("n_users", "inference_steps", "static_prompt", "RPP_replies", "target_position")
-    for key in (*same, "exchanged_prompts"):
+    same = ("n_users", "inference_steps", "static_prompt", "replies", "target_position")
+    for key in (*same, "permuted_prompts"):
         assert ours[key] == table[key]
     assert (one / "results/results.csv").read_text() == (two / "results/results.csv").read_text()
 

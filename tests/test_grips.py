@@ -30,6 +30,7 @@ from rpp.llms.controls import SKILL_LESS, answers_at_random, shown_candidates
 from rpp.metrics import METRICS, chance, mean_interval, target_ranks
 from rpp.prompts.patterns import load_patterns
 from rpp.prompts.refine import INSTRUCTION, Refiner
+from rpp.prompts.static import only_prompt
 from rpp.ranker import Ranker
 from rpp.types import (
     InputError,
@@ -416,7 +417,7 @@ def ask_once(users, user):
     """The manual prompt of a validation user."""
     prompts = []
     given = task(lambda p: prompts.append(p) or "", users)
-    given.ask(users.episodes("validation")[user : user + 1], [MANUAL], [()], [10])
+    given.manual.step_static(users.episodes("validation")[user : user + 1], [only_prompt(MANUAL)])
     return prompts[0]
 
 

@@ -136,7 +136,7 @@ def test_user_without_training_interactions_has_no_vector():
     assert vectors.items.any(dim=1).all()
 
 
-def test_user_who_met_every_item_can_be_trained_in():
+def test_user_who_met_every_item_can_be_trained_with():
     vectors = train_lightgcn(np.array([0, 0, 1]), np.array([0, 1, 0]), 2, 2, SHORT)
     assert vectors.users.any(dim=1).all()
 

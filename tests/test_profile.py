@@ -241,9 +241,10 @@ def test_the_pipeline_with_a_profile(tmp_path, learn, n_agents):
     assert len(model.agents.actors) == len(model.static.actions) == n_agents
     assert "loss/actor_profile" in run.callback_metrics
     run.test(model, users, verbose=False)
-    actions = torch.cat([step.actions for step in model.train_steps])
+    steps = model.test_results.last_steps
+    actions = torch.cat([step.actions for step in steps])
     assert actions.shape == (20, n_agents)
-    for step in model.train_steps:
+    for step in steps:
         for episode, prompt, chosen in zip(step.episodes, step.prompts, actions, strict=True):
             said = PATTERNS.profile.sentence(int(chosen[-1]), person(episode.user))
             assert prompt.sentences[-1] == said

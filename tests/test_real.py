@@ -53,7 +53,7 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     main(command("test", real))  # every reply is known by now
     again = json.loads((real / "results/ml-100k/results.json").read_text())
     assert again["counters"]["calls"] == 0
-    assert again["table"] == record["table"]
+    assert again["rows"] == record["rows"]
     main(command("predict", real))
     rows = (real / "results/ml-100k/predictions.jsonl").read_text().splitlines()
     assert len(rows) == 4

@@ -102,6 +102,6 @@ def test_fit_and_test(here, address, monkeypatch):  # noqa: F811
     main(command("fit", *options))
     main(command("test", *options))
     record = json.loads((here / "results/ml-100k/results.json").read_text())
-    assert record["RPP_replies"] == {"valid": 2}
+    assert record["replies"] == {"valid": 2}
     assert record["counters"]["failed"] == 0
     assert record["counters"]["reply_tokens"] > 0

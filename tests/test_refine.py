@@ -209,7 +209,7 @@ def test_the_same_model_is_asked_through_the_ranker(users, tmp_path):
     assert env.ranker.counters.calls == N_SENTENCES  # one count for both
 
 
-def test_a_checkpoint_keeps_the_words_it_was_trained_in(users, tmp_path):
+def test_a_checkpoint_keeps_the_words_it_was_trained_with(users, tmp_path):
     """A refiner that never says the same twice: the test must not meet other prompts."""
     said = iter(range(10_000))
 
