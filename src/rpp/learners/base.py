@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import CatMetric
 
@@ -50,6 +51,7 @@ class PromptLearner(PromptPolicy[C]):
 
     def __init__(self, n_static_prompts: int = 8, **policy: Any) -> None:
         super().__init__(**policy)
+        self.automatic_optimization = False
         check_smallest(n_static_prompts=(n_static_prompts, 1))
         self.n_static_prompts = n_static_prompts
         self.register_buffer("static_actions", torch.full((len(self.patterns.names),), -1))
@@ -61,6 +63,17 @@ class PromptLearner(PromptPolicy[C]):
         self.test_results = evaluation.TestResults()
 
     # -- training ----------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """An optimizer that moves nothing, for a learner without gradients; others have their own.
+
+        Lightning counts updates by the steps of an optimizer, and writes no checkpoint without.
+        """
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+
+    def count_update(self) -> None:
+        """Count an update of a learner without gradients: call it in ``training_step``."""
+        self.optimizers().step()  # type: ignore[union-attr]
 
     def on_train_epoch_start(self) -> None:
         """Forget the steps of the last epoch."""

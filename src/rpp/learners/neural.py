@@ -54,7 +54,6 @@ class NeuralLearner(PromptLearner[C]):
     ) -> None:
         super().__init__(**learner)
         check_smallest(hidden_dim=(hidden_dim, 1))
-        self.automatic_optimization = False
         self.discount = discount
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef
