@@ -91,7 +91,9 @@ def read(titles, reply, identifiers=False):
         (FILMS, "1. Heat\n2. Ronin\n3. Casino\nWhy:\n1. Ronin is tense", [0, 2, 1], 1),
         (FILMS, "1. Heat\n1. Ronin\n1. Casino", [0, 2, 1], 0),
         (("Amélie", "WALL·E", "Se7en"), "1. Ame\u0301lie\n2. Wall-E\n3. SE7EN", [0, 1, 2], 0),
-        (("...", "Heat"), "1. ...\n...\n2. Heat", [1], 1),  # nothing to compare: names nobody
+        (("...", "Heat"), "1. ...\n...\n2. Heat", [0, 1], 0),
+        (("!!!", "Muse", "÷"), "1. !!!\n2. ÷\n3. Muse", [0, 2, 1], 0),
+        (FILMS, "1. Heat\n---\n2. Ronin", [0, 2], 0),
         (("七人の侍", "羅生門"), "1. 羅生門\n2. 七人の侍", [1, 0], 0),
     ],
 )

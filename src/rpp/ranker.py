@@ -292,9 +292,9 @@ def parse_reply(
     unmatched = previous = 0
     started = False
     for line in reply.splitlines():
-        if not normalise(line):
-            continue
         found = _titles_in(line, names)
+        if not found and not any(map(str.isalnum, line)):  # blank, or a rule such as ---
+            continue
         if not found and identifiers:
             found = _identifiers_in(line, positions)
         unmatched += not found
