@@ -17,6 +17,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
+MAX_SEED = 2**63 - 1
+"""The largest seed that every generator takes."""
+
 PROFILE = ("gender", "age", "occupation")
 """What may be known of a user: the keys of :attr:`Episode.profile`."""
 
