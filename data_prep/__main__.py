@@ -54,6 +54,20 @@ def _settings(given: argparse.Namespace) -> DataSettings:
     )
 
 
+_CUSTOM_HELP = {
+    "interactions": "file with a row for each interaction",
+    "titles": "file with the title of each item",
+    "profiles": "file with what is known of the users",
+    "timestamp_format": "how dates are written, such as %%m/%%d/%%Y; default: numbers or ISO dates",
+}
+
+
+def _metavar(name: str) -> str:
+    if name in ("interactions", "titles", "profiles"):
+        return "FILE"
+    return "NAME" if name.endswith("column") else "VALUE"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
     parser.add_argument("name", choices=NAMES, help="the data set; custom: your own files")
@@ -88,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         default = getattr(CustomFiles, field.name, None)
         custom.add_argument(
             f"--{field.name.replace('_', '-')}",
-            metavar="NAME" if field.name.endswith("column") else "VALUE" if default else "FILE",
-            help=f"default: {default}" if default else f"file with the {field.name}",
+            metavar=_metavar(field.name),
+            help=_CUSTOM_HELP.get(field.name, f"default: {default}"),
         )
     return parser
 

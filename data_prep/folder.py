@@ -31,18 +31,28 @@ def reusable(settings: DataSettings, out_dir: Path, console: Console) -> Summary
         return None
     try:
         summary = load_summary(out_dir)
-        if summary.get("format") != FORMAT or summary.get("settings") != asdict(settings):
+        wanted = _given(asdict(settings))
+        if summary.get("format") != FORMAT or _given(summary["settings"]) != wanted:
             return None
         for name in COLUMNS:
             scan_table(out_dir, name)
         changed = next((file["path"] for file in summary["sources"] if _changed(file)), None)
-    except (InputError, KeyError, TypeError) as error:
+    except (InputError, AttributeError, KeyError, TypeError) as error:
         console.print(f"{out_dir} is damaged and is prepared again ({error})", highlight=False)
         return None
     if changed is not None:
         console.print(f"{changed} has changed since: preparing again", highlight=False)
         return None
     return summary
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those left open, which a folder of an older program does not record."""
+    return {
+        key: _given(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value is not None
+    }
 
 
 def _changed(record: Mapping[str, Any]) -> bool:

@@ -13,7 +13,8 @@ import polars as pl
 from rich.console import Console
 
 from data_prep.download import download_files
-from data_prep.files import IDS, RawFile, read_table
+from data_prep.files import IDS, RawFile
+from data_prep.read import read_table
 from data_prep.settings import DataSettings
 from data_prep.sources import Counts, Source
 from rpp.types import PROFILE, InputError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_prep.sources import NAMES, SOURCES, CustomFiles, Order, Source
-from rpp.types import InputError, Split
+from rpp.types import MAX_SEED, InputError, Split
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class DataSettings:
         for key, least in lowest.items():
             if (value := getattr(self, key)) < least:
                 raise InputError(f"{key} is {value}, but must be at least {least}")
+        if self.seed > MAX_SEED:
+            raise InputError(f"seed is {self.seed}, but must be at most {MAX_SEED}")
 
     @property
     def source(self) -> Source:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from data_prep.files import RawFile
+from data_prep.files import Kind, RawFile
 from rpp.types import PROFILE, InputError
 
 Order = Literal["time", "play_count", "tag_time"]
@@ -87,6 +87,9 @@ class CustomFiles:
         title_column: Name of the column with the title.
         separator: Between the fields of CSV files.
         encoding: Of CSV files.
+        timestamp_format: How dates are written in the column of times, such as ``%m/%d/%Y`` or
+            ``%d.%m.%Y %H:%M`` (as in strftime); numbers and dates that begin with year, month and
+            day need none.
     """
 
     interactions: str
@@ -98,11 +101,12 @@ class CustomFiles:
     title_column: str = "title"
     separator: str = ","
     encoding: str = "utf-8"
+    timestamp_format: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a separator or an encoding that cannot be one."""
-        if not self.separator:
-            raise InputError("custom: the separator is empty")
+        if not self.separator or set(self.separator) & set('"\r\n'):
+            raise InputError(f"custom: {self.separator!r} cannot separate the fields of a line")
         try:
             "".encode(self.encoding)
         except LookupError as error:
@@ -121,9 +125,10 @@ class CustomFiles:
         )
 
     def _file(self, name: str, columns: Mapping[str, tuple[str, ...]]) -> RawFile:
-        if name.endswith((".parquet", ".pq")):
-            return RawFile(name, columns, kind="parquet")
-        return RawFile(name, columns, separator=self.separator, encoding=self.encoding, quote='"')
+        kind: Kind = "parquet" if name.endswith((".parquet", ".pq")) else "delimited"
+        return RawFile(
+            name, columns, kind, self.separator, None, self.encoding, '"', self.timestamp_format
+        )
 
 
 _ATOMIC_PROFILE = {

@@ -1,4 +1,4 @@
-"""The user's own files: formats, times, and what is wrong with them."""
+"""The user's own files: formats, columns, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from raw_files import (
     QUIET,
     custom,
     ml_1m,
-    rows,
     settings,
     spoil,
     tables,
@@ -55,33 +54,6 @@ def test_custom_profiles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "time",
-    [
-        lambda t: f"{t}.5",
-        lambda t: f"2024-05-{t - 990}",
-        lambda t: f"2024-05-31 18:30:{t - 990}",
-        lambda t: f"2024-05-31T18:{t - 990}:07Z",
-        lambda t: f"2024-05-31T18:30:07.{t}+02:00",
-    ],
-    ids=["fraction", "day", "second", "zone", "offset"],
-)
-def test_forms_of_time(tmp_path, time):
-    """However times are written, the order is that of the whole numbers."""
-    for name, form in (("numbers", int), ("dates", time)):
-        files = custom(tmp_path / name, time=form)
-        prepare(settings("custom", None, custom=files), tmp_path / f"{name}_out", QUIET)
-    assert tables(tmp_path / "dates_out") == tables(tmp_path / "numbers_out")
-
-
-def test_equal_times_in_the_users_own_file(tmp_path):
-    files = custom(tmp_path, time=lambda _: "2024-05-31")
-    prepare(settings("custom", None, custom=files), tmp_path / "out", QUIET)
-    interactions = pl.read_parquet(tmp_path / "out/interactions.parquet")
-    expected = [i - 1 for u, i, _ in rows() if u == 3]
-    assert interactions.filter(user=2)["item"].to_list() == expected
-
-
-@pytest.mark.parametrize(
     ("file", "number", "line", "message"),
     [
         (
@@ -120,12 +92,6 @@ def test_blank_lines_mean_nothing(tmp_path):
             write(Path(files.interactions), [*lines[:4], "", *lines[4:], "", ""])
         prepare(settings("custom", None, custom=files), tmp_path / f"{name}_out", QUIET)
     assert tables(tmp_path / "blank_out") == tables(tmp_path / "plain_out")
-
-
-def test_first_timestamp_unreadable_is_the_one_reported(tmp_path):
-    files = custom(tmp_path, time=lambda t: f"x{t}")
-    with pytest.raises(InputError, match=r"line 2: 'x1000' is neither"):
-        prepare(settings("custom", None, custom=files), tmp_path / "out", QUIET)
 
 
 def test_wrong_separator_and_encoding(tmp_path):

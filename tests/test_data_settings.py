@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_outside")
         ({"min_interactions": -1}, "min_interactions is -1"),
         ({"n_train_users": 0}, "n_train_users is 0"),
         ({"seed": -3}, "seed is -3"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, but must be at most"),
         ({"order": "tag_time"}, "ml-1m has no order 'tag_time': choose time"),
         ({"name": "lastfm", "order": "time"}, "choose play_count or tag_time"),
         ({"name": "custom"}, "needs its files"),

@@ -145,7 +145,13 @@ def test_user_who_met_every_item_can_be_trained_with():
     ("name", "value"),
     [
         *(("dim", 0), ("batch_size", 0), ("n_epochs", 0), ("n_layers", -1), ("lr", 0.0)),
-        *(("lr", math.nan), ("lr", math.inf), ("weight_decay", -0.1), ("seed", -1)),
+        *(
+            ("lr", math.nan),
+            ("lr", math.inf),
+            ("weight_decay", -0.1),
+            ("seed", -1),
+            ("seed", 2**63),
+        ),
     ],
 )
 def test_settings_refuse_nonsense(name, value):

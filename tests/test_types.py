@@ -130,9 +130,28 @@ def test_status(n_named, n_candidates, status):
         ("  WALL·E ", "wall e"),
         ("Straße", "strasse"),
         ("Amélie", "amélie"),
-        ("...", ""),
+        ("...", "..."),
         ("七人の侍", "七人の侍"),
+        (" !!! \n", "!!!"),
+        ("\N{CLAPPER BOARD}", "\N{CLAPPER BOARD}"),
+        ("\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "\N{HEAVY BLACK HEART}"),
+        ("Muse \N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "muse"),
+        ("e\N{COMBINING ACUTE ACCENT}", "é"),
+        ("\N{COMBINING ACUTE ACCENT}a", "a"),
+        (" ", ""),
     ],
 )
 def test_normalise(text, expected):
     assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    "titles",
+    [("!!!", "???", "÷", "#####"), ("कि", "का", "की", "क"), ("กิ", "กี"), ("\N{CLAPPER BOARD}", "♥")],
+    ids=["signs", "Hindi", "Thai", "emoji"],
+)
+def test_titles_without_letters_or_with_other_marks_stay_apart(titles):
+    """Titles of signs alone, and letters that differ in their vowel signs, were all alike."""
+    assert len({normalise(title) for title in titles}) == len(titles)
+    items = tuple(Item(index, title) for index, title in enumerate(titles))
+    assert Episode(0, PAST, items, 0).candidates == items

@@ -23,6 +23,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
+MAX_SEED = 2**63 - 1
+"""The largest seed that every generator takes."""
+
 PROFILE = ("gender", "age", "occupation")
 """What may be known of a user: the keys of :attr:`Episode.profile`."""
 
@@ -209,8 +212,31 @@ def failed_ranking(reason: str) -> Ranking:
     return Ranking((), 0, "failed", reason)
 
 
+_VARIATION = dict.fromkeys([*range(0x180B, 0x180E), *range(0xFE00, 0xFE10)])
+"""Variation selectors: how a sign is drawn, not which one it is."""
+_NO_MARKS = {0x307, *_VARIATION}
+"""Those, and the dot that case folding leaves of the Turkish capital I."""
+
+
 @lru_cache(maxsize=1 << 18)
 def normalise(text: str) -> str:
-    """Title as compared: case folded, runs of anything but letters and digits one space."""
+    """Title as compared: case folded, runs of anything but letters and digits one space.
+
+    Combining marks belong to their letter (Hindi vowels are some). A title without any letter or
+    digit, such as ``!!!`` or an emoji, stays as it is.
+    """
     text = unicodedata.normalize("NFC", text).casefold()
-    return " ".join("".join(sign if sign.isalnum() else " " for sign in text).split())
+    words = " ".join("".join(_letters(text)).split())
+    return words or " ".join(text.translate(_VARIATION).split())
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Mn", "Mc") and ord(sign) not in _NO_MARKS
+
+
+def _letters(text: str) -> Iterator[str]:
+    """Letters and digits with their marks, a space for any other sign."""
+    within = False
+    for sign in text:
+        within = sign.isalnum() or (within and _is_mark(sign))
+        yield sign if within else " "

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from rpp.data.graph import Graph, build_graph, propagate
 from rpp.data.vectors import CollaborativeVectors
-from rpp.types import InputError
+from rpp.types import MAX_SEED, InputError
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class LightGCNSettings:
         for name in ("n_layers", "weight_decay", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"LightGCN's {name} is {getattr(self, name)}: choose 0 or more")
+        if self.seed > MAX_SEED:
+            raise InputError(f"LightGCN's seed is {self.seed}: choose at most {MAX_SEED}")
         if not 0 < self.lr < math.inf:
             raise InputError(f"LightGCN's lr is {self.lr}: choose a positive number")
 
