@@ -66,9 +66,9 @@ def read_answer(sent: object) -> Answer:
         ServerError: If it is an error.
         LanguageModelError: If it can be read and is no answer, and so will the next one be.
     """
-    body = (
-        sent.to_dict(mode="json", warnings=False) if isinstance(sent, BaseModel) else _parsed(sent)
-    )
+    body = _parsed(sent) if isinstance(sent, str) else sent
+    if isinstance(body, BaseModel):
+        body = body.to_dict(mode="json", warnings=False)
     if not isinstance(body, Mapping):
         raise UnreadableAnswerError(f"{_kind(body)} in place of a chat completion")
     choices = body.get("choices")
