@@ -14,7 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +34,7 @@ from rpp.data.episodes import load_episodes
 from rpp.data.lightgcn import LightGCNSettings
 from rpp.metrics import METRICS, chance, mean_interval, target_ranks
 from rpp.types import Episode, InputError, final_scoring
+from rpp.yaml_files import read_yaml
 
 LEARNED: dict[str, type[Recommender]] = {
     "bm25": BM25, "knn": ItemKNN, "ease": EASE, "bprmf": BPRMF, "lightgcn": LightGCN,
@@ -95,7 +95,7 @@ def methods(parser: ArgumentParser, given: Namespace) -> dict[str, list[Recommen
 
 def lightgcn_settings(name: str) -> LightGCNSettings:
     """Those of the data set's overlay."""
-    overlay = yaml.safe_load(Path(f"conf/data/{name}.yaml").read_text())
+    overlay = read_yaml(Path(f"conf/data/{name}.yaml"))
     return LightGCNSettings(**overlay["data"]["init_args"].get("lightgcn", {}))
 
 

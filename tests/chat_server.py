@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.counts_tokens = True
         self.finish_reason = "stop"
         self.first_tokens: list[tuple[str, float]] | None = None
+        self.says: tuple[int, str, str] | None = None  # status, body, content type
         self.lock = threading.Lock()
 
     @property
@@ -86,6 +87,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.close_connection = True
             return
+        if server.says is not None:
+            self.reply(*server.says)
+            return
         if fault.isdigit():
             said = {"message": f"no: {self.headers['Authorization']}", **server.error}
             self.reply(int(fault), json.dumps({"error": said}))
@@ -111,11 +115,11 @@ class Handler(BaseHTTPRequestHandler):
             made["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         return made
 
-    def reply(self, status, text):
+    def reply(self, status, text, kind="application/json"):
         self.send_response(status)
         if status == 429:
             self.send_header("Retry-After", self.server.retry_after)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())

@@ -320,5 +320,6 @@ def make_openai(server, no_key):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """The client's first pause lasts a fiftieth of a second, so that many faults take little."""
+    """First pauses last at most a fiftieth of a second, so that many faults take little."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
+    monkeypatch.setattr("rpp.llms.chat.PAUSE", 0.01)

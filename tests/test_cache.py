@@ -244,3 +244,16 @@ def test_stats_and_clear(tmp_path, capsys):
     assert "cleared" in capsys.readouterr().out
     assert len(ReplyCache(tmp_path)) == 0
     assert (tmp_path / "replies.sqlite").stat().st_size < 100_000
+
+
+def test_a_value_that_cannot_be_read_costs_nothing_but_itself(tmp_path):
+    """A row that was no JSON once ended the run with a traceback."""
+    cache = ReplyCache(tmp_path)
+    llm = CachedLanguageModel(Recorder(), cache)
+    llm.generate(["a", "b"])
+    key = llm._key("generate", "a")
+    for damaged in ("{", "", None, b"\xff\xfe"):
+        cache._connection.execute("UPDATE replies SET value = ? WHERE key = ?", (damaged, key))
+        with pytest.warns(UserWarning, match="holds a value that cannot be read"):
+            assert llm.generate(["a", "b"]) == ["reply to a", "reply to b"]
+        assert llm.generate(["a", "b"]) == ["reply to a", "reply to b"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 
 import pytest
@@ -11,7 +13,7 @@ from helpers import Recorder
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
-from rpp.types import LanguageModelError, LanguageModelStop
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 
 class TestScripted(LanguageModelContract):
@@ -176,3 +178,64 @@ def test_calls_are_bounded_and_what_was_paid_is_kept():
     with pytest.raises(LanguageModelStop):
         llm.generate(["d"])
     assert llm.meter.n_calls == 3
+
+
+@pytest.mark.parametrize(
+    ("replies", "said"),
+    [
+        (lambda prompts: ["r" + p if p != "b" else None for p in prompts], "None"),
+        (lambda prompts: ["r" + p if p != "b" else 3 for p in prompts], "3"),
+        (lambda prompts: ["r" + p if p != "b" else [p] for p in prompts], r"\['b'\]"),
+        (lambda prompts: None, "None"),
+        (lambda prompts: "rab"[: len(prompts)], "'ra'"),
+        (lambda prompts: ["ra"], "'1 answers to 2 prompts'"),
+    ],
+)
+def test_what_is_no_reply_is_refused_and_not_kept(tmp_path, replies, said):
+    """``None`` was once kept, so that the run crashed even after the class had been mended."""
+
+    class Broken(Recorder):
+        def generate(self, prompts):
+            return replies(prompts)
+
+    broken = CachedLanguageModel(Broken(), ReplyCache(tmp_path))
+    with pytest.raises(InputError, match=rf"Broken\.generate must return one text .*{said}"):
+        broken.generate(["a", "b"])
+    mended = CachedLanguageModel(Recorder(lambda p: "r" + p), ReplyCache(tmp_path))
+    assert mended.generate(["a", "b"]) == ["ra", "rb"]
+
+
+@pytest.mark.parametrize(
+    "row", [None, [1.0], [1.0, 2.0, 3.0], [0.0, None], [0.0, math.nan], "xy", [True, False]]
+)
+def test_what_are_no_scores_is_refused_and_not_kept(row):
+    class Broken(Recorder):
+        def score(self, prompts, continuations, response_prefixes=None):
+            return [row] * len(prompts)
+
+    llm = CachedLanguageModel(Broken(), ReplyCache(None))
+    with pytest.raises(InputError, match=r"Broken\.score must return one list of numbers"):
+        llm.score(["a"], [["x", "y"]])
+    assert len(llm.cache) == 0
+
+
+def test_what_is_no_permutation_is_refused_and_not_kept():
+    class Broken(Recorder):
+        def generate_permutation(self, prompts, options):
+            return ["x\nx"] * len(prompts)
+
+    llm = CachedLanguageModel(Broken(), ReplyCache(None))
+    with pytest.raises(InputError, match=r"Broken\.generate_permutation must return one text"):
+        llm.generate_permutation(["a"], [["x", "y"]])
+    assert len(llm.cache) == 0
+
+
+def test_what_an_earlier_version_has_kept_and_is_no_answer_is_asked_again(tmp_path):
+    cache = ReplyCache(tmp_path)
+    llm = CachedLanguageModel(Recorder(), cache)
+    llm.generate(["a"])
+    llm.score(["a"], [["x", "y"]])
+    for value in (None, [1.0]):
+        cache._connection.execute("UPDATE replies SET value = ?", (json.dumps(value),))
+        assert llm.generate(["a"]) == ["reply to a"]
+        assert llm.score(["a"], [["x", "y"]]) == [[-1.01, -1.01]]

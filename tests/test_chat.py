@@ -6,9 +6,10 @@ import pytest
 from helpers import KEY, prompts_for
 
 from rpp.llms.base import Usage
+from rpp.llms.budget import Budget
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
-from rpp.llms.chat import Budget, without_key
+from rpp.llms.chat import without_key
 from rpp.llms.openai import OpenAILanguageModel
 from rpp.ranker import Ranker
 from rpp.types import InputError, LanguageModelStop
@@ -92,7 +93,7 @@ def test_openai_has_another_name_for_the_longest_reply(monkeypatch, url, name):
         @staticmethod
         def create(**fields):
             sent.update(fields)
-            raise ValueError
+            return '{"choices": [{"message": {"content": "1. a"}}]}'
 
     class Client:
         chat = type("Chat", (), {"completions": Completions})

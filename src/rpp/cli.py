@@ -17,7 +17,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -27,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.types import InputError, LanguageModelError
+from rpp.yaml_files import read_yaml
 
 CHECKPOINTS = "checkpoints"
 
@@ -127,28 +127,24 @@ def main(args: ArgsType = None) -> LightningCLI:
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
-    """Parse the files named by ``--config``, so that a mistake is reported with file and line.
+    """Read the YAML files of a command line, so that a mistake is told with file and line.
+
+    These are the files named by ``--config`` and those that stand for a part of the configuration,
+    such as ``--data FILE.yaml``.
 
     Raises:
-        InputError: If one is missing or is not YAML in UTF-8.
+        InputError: If one is missing, is not YAML in UTF-8, or gives a key twice.
     """
     for before, word in pairwise(["", *arguments]):
-        option, _, value = word.partition("=")
-        name = (
-            value if option in ("-c", "--config") else word if before in ("-c", "--config") else ""
-        )
-        if not name:
+        option, _, value = word.partition("=") if word.startswith("-") else (before, "", word)
+        is_config = option in ("-c", "--config")
+        if not value or not (is_config or value.endswith((".yaml", ".yml"))):
             continue
         try:
-            yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            read_yaml(Path(value))
         except FileNotFoundError:
-            raise InputError(f"there is no configuration file {name}") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{name} is not text in UTF-8: save it in that encoding") from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{name}{line}: not valid YAML: {error.problem}") from None
+            if is_config:
+                raise InputError(f"there is no configuration file {value}") from None
 
 
 def run(args: list[str] | None = None) -> LightningCLI:

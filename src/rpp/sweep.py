@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from jsonargparse import ArgumentParser
 
 from data_prep.files import sha256
@@ -26,6 +25,7 @@ from rpp.llms.content import content_name
 from rpp.metrics import CHANCE, METRICS, Interval, chance
 from rpp.terminal import log_progress
 from rpp.types import InputError, LanguageModelStop
+from rpp.yaml_files import read_yaml
 
 Value = int | float
 Record = Mapping[str, Any]
@@ -157,7 +157,7 @@ def files_named(configs: Sequence[str]) -> list[Path]:
             continue
         found[path] = None
         if path.suffix == ".yaml":
-            for name in _texts(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            for name in _texts(read_yaml(path)):
                 places = (Path(name), path.parent / name) if len(name) < 200 else ()
                 waiting += [each for each in places if each.is_file() or _is_model(each)]
     return sorted(found)

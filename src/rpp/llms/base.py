@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from rpp.types import InputError, LanguageModelError
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its kind if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @dataclass
 class Usage:
     """Tokens a language model has read and written so far, without cached answers."""

@@ -110,12 +110,26 @@ class ReplyCache:
             except sqlite3.DatabaseError as error:
                 self._complain("read", error)
                 return known
-            known.update((key, json.loads(value)) for key, value, _ in rows)
+            known |= self._values(rows)
             stale = [(now, key) for key, _, used in rows if used < now - STALE]
             if stale:
                 with self._writing:
                     self._write("UPDATE replies SET used = ? WHERE key = ?", stale)
         return known
+
+    def _values(self, rows: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+        """Values by key; one that cannot be read counts as unknown and is replaced."""
+        values = {}
+        for key, value, _ in rows:
+            try:
+                values[key] = json.loads(value)
+            except (TypeError, ValueError):
+                warnings.warn(
+                    f"reply cache {self.path} holds a value that cannot be read: what it belongs"
+                    " to is asked again",
+                    stacklevel=4,
+                )
+        return values
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Keep values; a full disk or a damaged file costs the cache, never the run."""

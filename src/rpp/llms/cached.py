@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from rpp.llms.base import LanguageModel, Usage
 from rpp.llms.cache import ReplyCache
-from rpp.types import LanguageModelError, LanguageModelStop
+from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 CHUNK = 64
 """Prompts sent at once to a model that takes batches; kept before the next are sent."""
@@ -45,6 +47,56 @@ class Meter:
     def cost(self) -> float:
         """Price of these tokens; 0 where none is given."""
         return sum(model.cost(model.usage) for model in self.models)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a method of a language model has to return; nothing else enters the cache.
+
+    Attributes:
+        method: Its name.
+        words: What it returns, in words.
+        holds: Whether something is the answer to the prompt of a row.
+    """
+
+    method: str
+    words: str
+    holds: Callable[[Any, int], bool]
+
+    def check_number(self, model: LanguageModel, answers: object, n_prompts: int) -> None:
+        """Refuse what is no list of one answer per prompt.
+
+        Raises:
+            InputError: If it is none.
+        """
+        if not isinstance(answers, list | tuple):
+            self._refuse(model, answers)
+        if len(answers) != n_prompts:
+            self._refuse(model, f"{len(answers)} answers to {n_prompts} prompts")
+
+    def check(self, model: LanguageModel, answer: object, row: int) -> None:
+        """Refuse what is neither an answer nor an error in its place.
+
+        Raises:
+            InputError: If it is neither.
+        """
+        if not isinstance(answer, LanguageModelError) and not self.holds(answer, row):
+            self._refuse(model, answer)
+
+    def _refuse(self, model: LanguageModel, found: object) -> NoReturn:
+        kind = type(model)
+        raise InputError(
+            f"{kind.__module__}.{kind.__qualname__}.{self.method} must return {self.words}, or a"
+            f" LanguageModelError in its place, and returned {reprlib.repr(found)}"
+        )
+
+
+def _are_scores(scores: object, n: int) -> bool:
+    """Whether these are ``n`` numbers; minus infinity is one."""
+    if not isinstance(scores, list | tuple) or len(scores) != n:
+        return False
+    numbers = [each for each in scores if isinstance(each, float | int)]
+    return len(numbers) == n and not any(isinstance(x, bool) or math.isnan(x) for x in numbers)
 
 
 class CachedLanguageModel(LanguageModel):
@@ -79,7 +131,10 @@ class CachedLanguageModel(LanguageModel):
         """Answer every prompt, from the cache where it is known."""
         keys = [self._key("generate", prompt) for prompt in prompts]
         return self._fill(
-            keys, prompts, lambda rows: self.model.generate([prompts[r] for r in rows])
+            keys,
+            prompts,
+            lambda rows: self.model.generate([prompts[r] for r in rows]),
+            Contract("generate", "one text per prompt", lambda reply, _: isinstance(reply, str)),
         )
 
     def generate_permutation(
@@ -96,6 +151,13 @@ class CachedLanguageModel(LanguageModel):
             prompts,
             lambda rows: self.model.generate_permutation(
                 [prompts[r] for r in rows], [options[r] for r in rows]
+            ),
+            Contract(
+                "generate_permutation",
+                "one text per prompt, its options separated by line breaks",
+                lambda reply, row: (
+                    isinstance(reply, str) and sorted(reply.split("\n")) == sorted(options[row])
+                ),
             ),
         )
 
@@ -117,6 +179,11 @@ class CachedLanguageModel(LanguageModel):
             prompts,
             lambda some: self.model.score(
                 [prompts[r] for r in some], [sets[r] for r in some], [starts[r] for r in some]
+            ),
+            Contract(
+                "score",
+                "one list of numbers per prompt, one number per continuation",
+                lambda scores, row: _are_scores(scores, len(sets[row])),
             ),
         )
         return [
@@ -158,20 +225,27 @@ class CachedLanguageModel(LanguageModel):
         keys: Sequence[str],
         prompts: Sequence[str],
         ask: Callable[[list[int]], Iterable[Any]],
+        contract: Contract,
     ) -> list[Any]:
         """Answers in the order of ``keys``; asks for unknown ones, similar prompts together.
 
         Raises:
+            InputError: If the model returns what is no answer.
             LanguageModelStop: If the model will answer no more, or the limit is reached; what was
                 answered until then is kept.
         """
-        known: dict[str, Any] = self.cache.get(keys)
+        found = self.cache.get(keys)
+        known: dict[str, Any] = {
+            key: found[key]
+            for row, key in enumerate(keys)
+            if key in found and contract.holds(found[key], row)
+        }
         first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         rows = sorted(first.values(), key=lambda row: prompts[row])
         meter = self.meter
         meter.n_hits += len(keys) - len(rows)
         n_left = len(rows) if meter.max_calls is None else meter.max_calls - meter.n_calls
-        for fresh in self._ask(rows[:n_left], keys, ask):
+        for fresh in self._ask(rows[:n_left], keys, ask, contract):
             known.update(fresh)
         if n_left < len(rows):
             raise LanguageModelStop(
@@ -180,21 +254,28 @@ class CachedLanguageModel(LanguageModel):
         return [known[key] for key in keys]
 
     def _ask(
-        self, rows: Sequence[int], keys: Sequence[str], ask: Callable[[list[int]], Iterable[Any]]
+        self,
+        rows: Sequence[int],
+        keys: Sequence[str],
+        ask: Callable[[list[int]], Iterable[Any]],
+        contract: Contract,
     ) -> Iterator[dict[str, Any]]:
         """Ask for some rows and keep the answers as they come."""
 
         def answer(some: list[int]) -> dict[str, Any]:
             """Ask and keep what is answered, in the thread that asks: no interrupt loses it."""
             try:
-                answers = list(ask(some))
+                answers = ask(some)
             except LanguageModelError as error:
                 answers = [error] * len(some)
-            fresh = dict(zip((keys[row] for row in some), answers, strict=True))
-            kept = {k: v for k, v in fresh.items() if not isinstance(v, LanguageModelError)}
+            contract.check_number(self.model, answers, len(some))
+            fresh = dict(zip(some, answers, strict=True))
+            kept = {keys[row]: value for row, value in fresh.items() if contract.holds(value, row)}
             if kept:
                 self.cache.put(kept)
-            return fresh
+            for row, value in fresh.items():
+                contract.check(self.model, value, row)
+            return {keys[row]: value for row, value in fresh.items()}
 
         several = self.model.concurrency > 1
         size = 1 if several else CHUNK

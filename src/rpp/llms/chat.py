@@ -2,79 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat.chat_completion import Choice
 
-from rpp.llms.base import Usage
+from rpp.llms.answers import (
+    Answer,
+    ServerError,
+    UnreadableAnswerError,
+    is_same_model,
+    read_answer,
+    server_words,
+)
+from rpp.llms.base import Usage, first_line
+from rpp.llms.budget import AGAIN, Budget
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
-AGAIN = (
-    "run the same command again, with --ckpt_path last if an epoch was finished; what was answered"
-    " is in the cache"
-)
+PAUSE = 0.25
+"""Seconds before the first repetition of a request whose answer was of no use."""
 
+PASSING = ("408", "409", "425", "429", "500", "502", "503", "504", "rate_limit_exceeded")
+"""Codes of errors that may be gone when the request is repeated."""
 
-@dataclass(frozen=True)
-class Budget:
-    """What a run may use up.
-
-    Attributes:
-        max_total_tokens: Prompt and reply tokens; ``None`` sets no limit.
-        max_cost: Price of these tokens, in the currency of the prices; ``None`` sets no limit.
-        prompt_price: Price of a million prompt tokens.
-        reply_price: Price of a million reply tokens.
-
-    Raises:
-        InputError: If there is a limit of the cost and no price.
-    """
-
-    max_total_tokens: int | None = None
-    max_cost: float | None = None
-    prompt_price: float = 0.0
-    reply_price: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse a limit that could never be reached."""
-        if self.max_cost is not None and not self.prompt_price + self.reply_price > 0:
-            raise InputError(
-                f"max_cost {self.max_cost:g} needs prompt_price and reply_price, the prices of a"
-                " million tokens"
-            )
-
-    def part(self, n: int) -> Budget:
-        """One of ``n`` equal parts."""
-        tokens = None if self.max_total_tokens is None else self.max_total_tokens // n
-        cost = None if self.max_cost is None else self.max_cost / n
-        return replace(self, max_total_tokens=tokens, max_cost=cost)
-
-    def cost(self, usage: Usage) -> float:
-        r"""What tokens cost: :math:`(n_p c_p + n_r c_r) / 10^6`."""
-        prompts = usage.prompt_tokens * self.prompt_price
-        return (prompts + usage.reply_tokens * self.reply_price) / 1e6
-
-    def check(self, usage: Usage) -> None:
-        """Stop where the budget is spent.
-
-        Raises:
-            LanguageModelStop: If either limit is reached.
-        """
-        tokens = usage.prompt_tokens + usage.reply_tokens
-        if self.max_total_tokens is not None and tokens >= self.max_total_tokens:
-            limit = f"{self.max_total_tokens} tokens is spent: raise max_total_tokens"
-        elif self.max_cost is not None and self.cost(usage) >= self.max_cost:
-            limit = f"{self.max_cost:g} is spent after {tokens} tokens: raise max_cost"
-        else:
-            return
-        raise LanguageModelStop(f"the budget of {limit} in environment.llm.init_args and {AGAIN}")
+_NO_SUCH_PATH = re.compile(r"not found|not allowed|cannot post|no route|no such", re.IGNORECASE)
 
 
 class ChatClient:
@@ -122,7 +82,13 @@ class ChatClient:
         self.budget = budget
         self.usage = Usage()
         self._n_lost = 0
+        self._told_model = False
         self._counting = Lock()
+        if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
+            raise InputError(
+                f"the key in the environment variable {key_variable} holds a character that no"
+                " HTTP header can: copy it anew, without quotes, line breaks or an ellipsis"
+            )
         if base_url is None and self._key is None:
             raise InputError(
                 f"the environment variable {key_variable} is not set: put your OpenAI key there,"
@@ -145,19 +111,26 @@ class ChatClient:
 
     @cached_property
     def _client(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=self.base_url,
-            timeout=openai.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-            max_retries=self.max_retries,
-        )
+        try:
+            return openai.OpenAI(
+                api_key=self._key or "none",
+                base_url=self.base_url,
+                timeout=openai.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
+                max_retries=self.max_retries,
+            )
+        except Exception as error:  # of the HTTP library, which tells them apart by no class
+            raise InputError(
+                f"requests cannot be sent ({without_key(first_line(error), self._key)}): check the"
+                " proxy and the certificates that the environment names (ALL_PROXY, HTTPS_PROXY,"
+                " HTTP_PROXY, NO_PROXY, SSL_CERT_FILE)"
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""
         if "_client" in self.__dict__:
             self.__dict__.pop("_client").close()
 
-    def ask(self, prompt: str, max_tokens: int, extra: Mapping[str, Any], **options: Any) -> Choice:
+    def ask(self, prompt: str, max_tokens: int, extra: Mapping[str, Any], **options: Any) -> Answer:
         """The server's answer: a text that is not empty, or log-probabilities.
 
         Args:
@@ -169,49 +142,95 @@ class ChatClient:
         Raises:
             LanguageModelError: If there is none after all repetitions.
             LanguageModelStop: If none is to be expected for any other prompt either.
+            InputError: If the request itself cannot be sent.
         """
-        # OpenAI's newer models refuse the name that every other server knows
-        limit = "max_completion_tokens" if self._is_openai else "max_tokens"
-        given = {name: value for name, value in options.items() if value is not None}
         problem = ""
-        for _ in range(self.max_retries + 1):
+        for attempt in range(self.max_retries + 1):
+            if attempt:
+                sleep(PAUSE * min(2**attempt, 16) * random.uniform(0.5, 1.0))
             self.budget.check(self.usage)
             try:
-                answer = self._client.chat.completions.create(
-                    model=self.model,
-                    messages=[{"role": "user", "content": prompt}],
-                    extra_body={limit: max_tokens, **extra},
-                    **given,
-                )
-                choice: Choice = answer.choices[0]
-                text = choice.message.content
-            except openai.APIStatusError as error:
-                raise self._refusal(error) from None
-            except openai.APIConnectionError as error:
-                raise self._lost(error) from None
-            except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError) as bad:
-                problem = f"an answer that cannot be read ({type(bad).__name__})"
+                answer = read_answer(self._send(prompt, max_tokens, extra, options))
+            except UnreadableAnswerError as error:
+                problem = f"the server sent {error}"
                 continue
-            used = answer.usage
-            with self._counting:
-                self._n_lost = 0
-                # some servers do not count: about four letters a token, then
-                self.usage.prompt_tokens += (used and used.prompt_tokens) or len(prompt) // 4 + 1
-                self.usage.reply_tokens += (used and used.completion_tokens) or len(text or "") // 4
-            if text or choice.logprobs is not None:
-                return choice
-            if choice.finish_reason == "length":
+            except ServerError as error:
+                problem = self._passing(error)
+                continue
+            self._count(prompt, answer)
+            if answer.text or answer.first_tokens is not None:
+                return answer
+            if answer.finish_reason == "length":
                 raise LanguageModelError(
                     f"the model spent its {max_tokens} tokens before it wrote a word, as models do"
                     " that think first: raise max_new_tokens in environment.llm.init_args, or"
                     " switch thinking off by extra, as conf/llm/server.yaml shows"
                 )
-            problem = f"an empty reply (finish reason {choice.finish_reason!r})"
-        raise LanguageModelError(f"the server sent {problem}")
+            problem = f"the server sent an empty reply (finish reason {answer.finish_reason!r})"
+        raise LanguageModelError(problem)
+
+    def _send(
+        self, prompt: str, max_tokens: int, extra: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> object:
+        """Send a request; what comes back with a status of success is still to be read."""
+        # OpenAI's newer models refuse the name that every other server knows
+        limit = "max_completion_tokens" if self._is_openai else "max_tokens"
+        given = {name: value for name, value in options.items() if value is not None}
+        create = self._client.chat.completions.create
+        try:
+            return create(
+                model=self.model,
+                messages=[{"role": "user", "content": prompt}],
+                extra_body={limit: max_tokens, **extra},
+                **given,
+            )
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APIConnectionError as error:
+            raise self._lost(error) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UnreadableAnswerError("an answer that is no JSON") from error
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InputError(
+                f"a request cannot be written as JSON ({first_line(error)}): check extra in"
+                " environment.llm.init_args"
+            ) from error
+
+    def _count(self, prompt: str, answer: Answer) -> None:
+        """Count tokens and say once if another model answers."""
+        with self._counting:
+            self._n_lost = 0
+            # some servers do not count: about four letters a token, then
+            self.usage.prompt_tokens += answer.prompt_tokens or len(prompt) // 4 + 1
+            self.usage.reply_tokens += answer.reply_tokens or len(answer.text) // 4
+            if not answer.model or is_same_model(self.model, answer.model) or self._told_model:
+                return
+            self._told_model = True
+        warnings.warn(
+            f"the server answers as model {answer.model!r}, and environment.llm.init_args.model is"
+            f" {self.model!r}: the replies are kept under the latter",
+            stacklevel=2,
+        )
+
+    def _passing(self, error: ServerError) -> str:
+        """Words of an error that came with a status of success, if asking again may help.
+
+        Raises:
+            LanguageModelError: If it may not.
+        """
+        words = without_key(str(error), self._key)
+        said = f"the server answered with an error: {words}"
+        if str(error.code) in ("401", "402", "403", "invalid_api_key", "insufficient_quota"):
+            raise LanguageModelStop(said)
+        if str(error.code) not in PASSING:
+            raise LanguageModelError(said)
+        return said
 
     def _lost(self, error: openai.APIConnectionError) -> LanguageModelError:
+        cause = first_line(error.__cause__ or error)
+        reason = "" if isinstance(error, openai.APITimeoutError) else f" ({cause})"
         slow = isinstance(error, openai.APITimeoutError)
-        what = "does not answer in time" if slow else "cannot be reached"
+        what = "does not answer in time" if slow else f"cannot be reached{reason}"
         with self._counting:
             self._n_lost += 1
             n_lost = self._n_lost
@@ -222,18 +241,27 @@ class ChatClient:
         )
 
     def _refusal(self, error: openai.APIStatusError) -> LanguageModelError:
-        said = error.body.get("message") if isinstance(error.body, dict) else None
+        said = server_words(error.body) or ""
         status = f"status {error.status_code}"
         if said:
-            status += f": {without_key(str(said), self._key)[:300]}"
+            status += f": {without_key(said, self._key)}"
         if error.status_code in (401, 403):
             refused = "refused the key in" if self._key else "asks for a key in the environment as"
             return LanguageModelStop(f"the server {refused} {self.key_variable} ({status})")
-        if error.status_code == 404:
-            return LanguageModelStop(f"the server knows no model {self.model!r} ({status})")
-        if error.code == "insufficient_quota":
+        if error.status_code in (404, 405):
+            return LanguageModelStop(f"{self._nothing_there(said)} ({status})")
+        if error.code == "insufficient_quota" or error.status_code == 402:
             return LanguageModelStop(f"the account's quota is used up ({status})")
         return LanguageModelError(f"the server answered with {status}")
+
+    def _nothing_there(self, said: str) -> str:
+        """What is not found: the model, or anything at all at the address."""
+        if "model" in said.casefold() or (said and not _NO_SUCH_PATH.search(said)):
+            return f"the server knows no model {self.model!r}"
+        return (
+            f"there is no chat API at base_url {self.base_url}: give it without /chat/completions,"
+            " usually it ends with /v1"
+        )
 
 
 def without_key(text: str, key: str | None) -> str:

@@ -15,12 +15,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rpp.llms.base import Usage
+from rpp.llms.base import Usage, first_line
 from rpp.llms.decoder import Decoder
 from rpp.llms.lines import Lines
 from rpp.llms.noise import GumbelNoise
 from rpp.llms.plan import Batch, plan
-from rpp.llms.weights import first_line
 from rpp.types import LanguageModelError
 
 

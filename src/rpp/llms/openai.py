@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from rpp.llms.base import LanguageModel, Usage
-from rpp.llms.chat import Budget, ChatClient
+from rpp.llms.budget import Budget
+from rpp.llms.chat import ChatClient
 from rpp.llms.grammar import permutation_grammar
 from rpp.types import InputError, LanguageModelError
 
@@ -143,15 +144,14 @@ class OpenAILanguageModel(LanguageModel):
         return self._each(self._reply, prompts)
 
     def _reply(self, prompt: str) -> str:
-        choice = self.chat.ask(
+        return self.chat.ask(
             prompt,
             self.max_new_tokens,
             self.extra,
             temperature=self.temperature,
             top_p=self.top_p,
             seed=self.seed,
-        )
-        return str(choice.message.content)
+        ).text
 
     @property
     def _greedy(self) -> float | None:
@@ -179,10 +179,9 @@ class OpenAILanguageModel(LanguageModel):
         if self.grammar == "vllm":
             field = {"structured_outputs": field}
         longest = sum(len(option.encode()) + 1 for option in options)  # no token is shorter
-        choice = self.chat.ask(
+        reply = self.chat.ask(
             prompt, longest, self.extra | field, temperature=self._greedy, seed=self.seed
-        )
-        reply = str(choice.message.content)
+        ).text
         if sorted(reply.split("\n")) != sorted(options):
             raise InputError(
                 f"the server does not keep to a grammar given in the way of {self.grammar}: choose"
@@ -217,7 +216,7 @@ class OpenAILanguageModel(LanguageModel):
         return self._each(self._first_token, prompts, continuations)
 
     def _first_token(self, prompt: str, identifiers: Sequence[str]) -> list[float]:
-        choice = self.chat.ask(
+        told = self.chat.ask(
             prompt,
             1,
             self.extra,
@@ -225,15 +224,14 @@ class OpenAILanguageModel(LanguageModel):
             seed=self.seed,
             logprobs=True,
             top_logprobs=self.top_logprobs,
-        )
-        told = None if choice.logprobs is None else choice.logprobs.content
-        if told is None or (told and not told[0].top_logprobs):
+        ).first_tokens
+        if told is None:
             raise InputError(f"the server gives no log-probabilities: {INSTEAD}")
         mass = dict.fromkeys(identifiers, 0.0)
-        for token in told[0].top_logprobs if told else []:  # nothing told: the reply ended at once
-            name = token.token.strip(" \u2581")  # the latter is SentencePiece's space
+        for token, log_prob in told:  # nothing told: the reply ended at once
+            name = token.strip(" \u2581")  # the latter is SentencePiece's space
             if name in mass:
-                mass[name] += math.exp(token.logprob)
+                mass[name] += math.exp(log_prob)
         return [math.log(mass[name]) if mass[name] else -math.inf for name in identifiers]
 
     def _each(

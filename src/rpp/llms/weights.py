@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from rpp.assets import resolve_model
+from rpp.llms.base import first_line
 from rpp.types import InputError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -148,8 +149,3 @@ def free_bytes(gpus: Iterable[torch.device]) -> int:
         return int(torch.cuda.mem_get_info(gpu)[0] + unused)
 
     return min(map(free, gpus))
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or its kind if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,10 +8,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rpp.prompts.options import FormatSentence, HistoryPattern, ManualPrompt, ProfilePattern
 from rpp.types import InputError
+from rpp.yaml_files import read_yaml
 
 
 def parsed_with_base(path: Path) -> Any:
@@ -31,17 +30,11 @@ def parsed_with_base(path: Path) -> Any:
 
 def _parsed(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_yaml(path)
     except FileNotFoundError:
         raise InputError(
             f"no patterns file {path}: name one, e.g. conf/patterns/movies.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(
-            f"{path}{line}: not valid YAML in UTF-8: quote sentences with : or #"
-        ) from error
 
 
 def keys(content: Any, kind: type[Any]) -> Mapping[str, Any]:
