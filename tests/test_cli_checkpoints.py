@@ -44,9 +44,9 @@ def test_training_changes_gru_projection_and_every_agent_and_saves_them(here):
 def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
     main(command("fit"))
     main(command("test"))
-    first = json.loads((here / "results/ml-100k/results.json").read_text())["table"]
+    first = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
     main(command("test"))
-    assert json.loads((here / "results/ml-100k/results.json").read_text())["table"] == first
+    assert json.loads((here / "results/ml-100k/results.json").read_text())["rows"] == first
 
 
 def test_a_fresh_process_recommends_what_the_fitted_one_does(here):

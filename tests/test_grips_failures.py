@@ -14,6 +14,7 @@ from rpp.comparison.grips import GRIPS, OracleGRIPS, PersonalGRIPS
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.prompts.refine import INSTRUCTION
+from rpp.prompts.static import only_prompt
 from rpp.ranker import Ranker
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
@@ -77,7 +78,7 @@ def ask_once(users, user):
     """The manual prompt of a validation user."""
     prompts = []
     given = task(lambda p: prompts.append(p) or "", users)
-    given.ask(users.episodes("validation")[user : user + 1], [MANUAL], [()], [10])
+    given.manual.step_static(users.episodes("validation")[user : user + 1], [only_prompt(MANUAL)])
     return prompts[0]
 
 

@@ -13,6 +13,7 @@ from cli_setup import RAW, ROOT, command, files_with, weights
 
 from rpp.cli import main, run
 from rpp.learners.rpp import RPP
+from rpp.metrics import chance
 from rpp.types import InputError
 
 LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
@@ -74,12 +75,12 @@ def test_every_control_overlay(here, control):
     main(command("fit", *options))
     main(command("test", *options))
     record = json.loads((here / f"results/{control}/results.json").read_text())
-    table = record["table"]
+    table = {row["name"]: row["scores"] for row in record["rows"]}
     kind = {"says_nothing": "unusable", "names_one_position": "repaired"}.get(control, "valid")
-    assert record["RPP_replies"] == {kind: 400}  # the control itself was asked
+    assert record["replies"] == {kind: 400}  # the control itself was asked
     for row in ("RPP", "best static prompt"):
         low, high = table[row]["ndcg@10"]["low"] - 0.02, table[row]["ndcg@10"]["high"] + 0.02
-        assert low <= table["chance"]["ndcg@10"]["mean"] <= high
+        assert low <= chance("ndcg@10", 10) <= high
 
 
 ANOTHER = {
@@ -106,7 +107,7 @@ def test_every_ablation_overlay(here, ablation):
     main(command("predict", *options))
     folder = here / f"results/custom-{ablation}"
     record = json.loads((folder / "results.json").read_text())
-    assert record["belongs_to"]["learner"] == made.learner
+    assert record["provenance"]["learner"] == made.title
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
     as_rpp = command("test", "--name", f"custom-{ablation}")
     if ablation == "bandit":
@@ -146,7 +147,7 @@ def test_a_refiner_of_its_own(here):
     options += ("--environment.refiner.name", "other", "--environment.refiner.reply", "Rank.")
     main(command("fit", *options, "--trainer.max_epochs", "1"))
     checkpoint = torch.load(here / "checkpoints/ml-100k/last.ckpt", weights_only=True)
-    assert checkpoint["trained_in"]["refiner"] == "other draw 0"
+    assert checkpoint["environment"]["refiner"] == "other draw 0"
     assert set(checkpoint["refinements"].values()) == {"Rank."}
 
 
@@ -217,7 +218,7 @@ def test_cells_of_the_papers_tables(
     assert (made.model.n_steps, made.model.policy_seed, made.datamodule.batch_size) == (15, 3, 200)
     run_name = f"paper/{data}/{model}/{'rpp_plus' if plus else 'rpp'}/3"
     checkpoint = torch.load(f"checkpoints/{run_name}/last.ckpt", weights_only=True)
-    assert ("refiner" in checkpoint["trained_in"]) == plus
+    assert ("refiner" in checkpoint["environment"]) == plus
     main(["test", *options])
     record = json.loads((here / f"results/{run_name}/results.json").read_text())
     assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}
