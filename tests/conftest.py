@@ -6,25 +6,25 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from chat_server import Server
+from cli_setup import ROOT
+from patterns_setup import MINIMAL, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
 pytest.register_assert_rewrite("contracts", "helpers")
 
 from rich.console import Console  # noqa: E402 (after the environment is set)
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tiny_models import TITLES, byte_level_tokenizer, save_llm  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -32,25 +32,10 @@ from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
 from rpp import assets  # noqa: E402
 from rpp.llms.huggingface import HuggingFaceLanguageModel  # noqa: E402
 from rpp.llms.openai import OpenAILanguageModel  # noqa: E402
+from rpp.prompts.patterns import Patterns  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
-
-ADJECTIVES = (
-    "Red", "Silent", "Golden", "Broken", "Hidden", "Last", "Cold", "Burning", "Lost", "Secret",
-    "Wild", "Iron", "Crystal", "Empty", "Distant", "Savage", "Gentle", "Crooked", "Hollow", "Blue",
-)  # fmt: skip
-NOUNS = (
-    "Harbour", "River", "Garden", "Letter", "Mountain", "Bridge", "Winter", "Engine", "Station",
-    "Mirror", "Island", "Orchard",
-)  # fmt: skip
-TITLES = tuple(f"{adjective} {noun}" for noun, adjective in product(NOUNS, ADJECTIVES))
-"""240 titles; none is part of another."""
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 @pytest.fixture
@@ -76,62 +61,6 @@ def tiny_episodes() -> list[Episode]:
             )
         )
     return episodes
-
-
-def byte_level_tokenizer(texts: list[str], special: list[str], size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer trained on a few texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return tokenizer
-
-
-def save_llm(
-    folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, width: int = 32
-) -> Path:
-    """Save a randomly initialised Llama of 2 layers and a tokenizer of 400 tokens."""
-    special = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_tokenizer(
-            [f"{k}. {title}\n" for k, title in enumerate(TITLES)], special, 400
-        ),
-        pad_token="<pad>",
-        eos_token="<|end|>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=2048,
-                initializer_range=0.3,  # far from uniform, so that mistakes show
-                tie_word_embeddings=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-            )
-        )
-    network.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -323,3 +252,76 @@ def hasty(monkeypatch):
     """First pauses last at most a fiftieth of a second, so that many faults take little."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
     monkeypatch.setattr("rpp.llms.chat.PAUSE", 0.01)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
+    """A working folder with the project's conf/, the made-up data set and a scripted model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
+    small = {
+        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2}},
+        "data": {
+            "init_args": {
+                "name": "custom",
+                "custom": {
+                    "interactions": str(custom_csv.interactions),
+                    "titles": str(custom_csv.titles),
+                    "profiles": str(custom_csv.profiles),
+                },
+                "order": "time",
+                "n_train_users": 12,
+                "n_validation_users": 6,
+                "n_test_users": 20,
+                "batch_size": 6,
+                "lightgcn": {"n_epochs": 1, "dim": 8},
+            }
+        },
+        "environment": {
+            "llm": {
+                "class_path": "rpp.llms.base.ScriptedLanguageModel",
+                "init_args": {"reply": "1. I have no idea"},
+            },
+            "decoding": "generate",
+            "show_candidates": True,
+            "cache_dir": None,
+        },
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def wide_llm_folder(tmp_path_factory):
+    return save_llm(tmp_path_factory.mktemp("wide_llm"), width=64)
+
+
+@pytest.fixture(scope="session")
+def checkerboard(tmp_path_factory):
+    """Users and items of one parity meet, user ``u`` meeting ``u + 2`` and ``u`` last.
+
+    All items are equally popular, and the negatives of a user are all of the other parity.
+    """
+    folder = tmp_path_factory.mktemp("checkerboard")
+    lines = ["user,item,timestamp"]
+    for user in range(24):
+        own = [item for item in range(user % 2, 24, 2) if item not in (user, (user + 2) % 24)]
+        own = [*np.random.default_rng(user).permutation(own).tolist(), (user + 2) % 24, user]
+        lines += [f"u{user},i{item},{place}" for place, item in enumerate(own)]
+    (folder / "interactions.csv").write_text("\n".join(lines))
+    titles = ["item,title", *(f"i{item},{TITLES[item]}" for item in range(24))]
+    (folder / "titles.csv").write_text("\n".join(titles))
+    files = CustomFiles(str(folder / "interactions.csv"), str(folder / "titles.csv"))
+    settings = DataSettings(
+        "custom", min_interactions=0, n_train_users=4, n_validation_users=8, n_test_users=12,
+        custom=files,
+    )  # fmt: skip
+    prepare(settings, folder / "custom", Console(quiet=True))
+    return folder / "custom"
+
+
+@pytest.fixture
+def patterns(tmp_path) -> Patterns:
+    return load(tmp_path, MINIMAL)

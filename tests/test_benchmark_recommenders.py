@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from test_cli import ROOT
+from cli_setup import ROOT
 
 from benchmarks import recommenders
 from data_prep.prepare import DataSettings, prepare

@@ -1,190 +1,24 @@
-"""GRIPS: edits by hand, what the search finds, and what it may not look at."""
+"""GRIPS: what the search finds, and what it may not look at."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from pipeline import PATTERNS, MadeUpUsers, shown_history
+from grips_setup import MANUAL, PLACEHOLDER, SENTENCES, asks_for_words, ndcg_of, planted, task
+from grips_setup import users as users
+from pipeline import MadeUpUsers, shown_history
 
-from rpp.comparison.base import Task
-from rpp.comparison.edits import (
-    Instruction,
-    Rewording,
-    add,
-    delete,
-    draw_edit,
-    draw_wordless_edit,
-    paraphrase,
-    split,
-    swap,
-)
 from rpp.comparison.grips import GRIPS, OracleGRIPS, PersonalGRIPS, validation_episode
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CachedLanguageModel
 from rpp.llms.controls import SKILL_LESS, answers_at_random, shown_candidates
-from rpp.metrics import METRICS, chance, mean_interval, target_ranks
-from rpp.prompts.patterns import load_patterns
-from rpp.prompts.refine import INSTRUCTION, Refiner
-from rpp.prompts.static import only_prompt
-from rpp.ranker import Ranker
-from rpp.types import (
-    InputError,
-    LanguageModelError,
-    LanguageModelStop,
-    TargetAccessError,
-    final_scoring,
-)
-
-SENTENCES = load_patterns(PATTERNS)
-MANUAL = SENTENCES.learning([])
-PLACEHOLDER = "{n_candidates}"
-
-
-def task(reply, users=None, refiner=None, **options):
-    users = users or MadeUpUsers(n_train=1, n_validation=20, n_test=30)
-    llm = ScriptedLanguageModel(reply=reply)
-    return Task(users, SENTENCES, Ranker(llm, seed=3), n_steps=3, refiner=refiner, **options)
-
-
-def ndcg_of(rankings, episodes, name="ndcg@10"):
-    with final_scoring():
-        return METRICS[name](target_ranks(rankings, episodes))
-
-
-def asks_for_words(prompt):
-    """The phrase a prompt wants reworded, if it is such a prompt."""
-    found = re.search(r"^Instruction: (.*)$", prompt, re.MULTILINE)
-    return found and found[1]
-
-
-# Edits
-
-
-@pytest.mark.parametrize(
-    ("text", "phrases"),
-    [
-        ("You know films.", ("You know films.",)),
-        ("", ()),
-        ("Think, step by step, and rank them.", ("Think,", "step", "by step,", "and rank them.")),
-        ("Rank them; the best first. Then stop!", ("Rank them;", "the best first.", "Then stop!")),
-        ("Guess what I like, and then rank.", ("Guess what I like,", "and then rank.")),
-        ("Films that I like", ("Films", "that I like")),
-        ("And that is all", ("And that is all",)),
-        ("two  blanks, kept  ", ("two  blanks,", "kept  ")),
-    ],
-)
-def test_phrases_by_hand(text, phrases):
-    assert split(text) == phrases
-    assert " ".join(split(text)) == text
-
-
-def test_phrases_of_every_patterns_file_are_its_sentences():
-    for domain in ("movies", "games", "music"):
-        patterns = load_patterns(f"conf/patterns/{domain}.yaml")
-        for text in (*patterns.role, *patterns.reasoning):
-            assert " ".join(split(text)) == text
-        assert all(len(split(text)) > 1 for text in patterns.reasoning)
-
-
-def test_edits_by_hand():
-    before = Instruction((("a", "b"), ("c", "d")))
-    assert before.texts == ("a b", "c d")
-    assert before.places == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert before.gaps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert delete(before, (0, 1)) == Instruction((("a",), ("c", "d")), ("b",))
-    assert swap(before, (0, 0), (0, 1)).texts == ("b a", "c d")
-    assert swap(before, (0, 1), (1, 0)).texts == ("a c", "b d")
-    bare = delete(delete(before, (0, 0)), (0, 0))
-    assert bare == Instruction(((), ("c", "d")), ("a", "b"))
-    assert bare.texts == ("", "c d")
-    assert add(bare, 1, (1, 1)) == Instruction(((), ("c", "b", "d")), ("a",))
-    assert add(add(bare, 0, (0, 0)), 0, (0, 1)) == before
-
-
-def test_a_paraphrase_is_judged_like_a_refinement():
-    before = Instruction.of("You know films.", "Think of me, and rank the {n_candidates} films.")
-    rank = (1, 1)
-    assert before.at(rank) == "and rank the {n_candidates} films."
-    better = paraphrase(before, rank, 'Sure:\n"then sort the {n_candidates} films, quickly."')
-    assert better.texts[1] == "Think of me, then sort the {n_candidates} films, quickly."
-    assert better.phrases[1][1:] == ("then sort the {n_candidates} films,", "quickly.")
-    assert paraphrase(before, (1, 0), "Think.").texts[1].startswith("Think and rank")
-    assert paraphrase(before, rank, "then sort the films.") is None  # the placeholder is gone
-    assert paraphrase(before, rank, "then see the {n_candidates} films.") is None  # no ranking
-    assert paraphrase(before, (0, 0), "") is None
-    assert paraphrase(before, (1, 0), ".") is None
-    assert paraphrase(before, rank, LanguageModelError("connection lost")) is None
-    moved = swap(before, (0, 0), rank)  # what asks for a ranking asks for it as a role, too
-    assert paraphrase(moved, (0, 0), "then see the {n_candidates} films.") is None
-
-
-def test_every_kind_of_edit_is_drawn_and_placeholders_survive():
-    rng = np.random.default_rng(0)
-    seen = set()
-    for _ in range(200):
-        current = Instruction.of(MANUAL.role[0], MANUAL.reasoning[0])
-        words = sorted(" ".join(current.texts).split())
-        for _ in range(8):
-            edit = draw_edit(current, rng, 10)
-            if isinstance(edit, Rewording):
-                assert 0 <= edit.draw < 10
-                seen.add("paraphrase")
-                continue
-            n_before, n_after = len(current.places), len(edit.places)
-            kind = {-1: "delete", 0: "swap", 1: "add"}[n_after - n_before]
-            assert len(edit.deleted) == len(current.deleted) + n_before - n_after
-            seen.add(kind)
-            current = edit
-            # nothing is lost, nothing made up, and no word is cut
-            assert sorted(" ".join((*current.texts, *current.deleted)).split()) == words
-            assert len(current.places) >= 1
-            text = " ".join(current.texts)
-            assert text.count("{") == text.count("}") == text.count(PLACEHOLDER)
-    assert seen == {"delete", "swap", "add", "paraphrase"}
-
-
-def test_where_there_is_nothing_to_edit_nothing_is():
-    single = Instruction.of("", "Rank.")
-    rng = np.random.default_rng(0)
-    assert draw_wordless_edit(single, rng) == draw_edit(single, rng, 0) == single
-    nothing = Instruction.of("", "")
-    assert draw_edit(nothing, rng, 10) == nothing
-
-
-# The search
-
-
-def planted(users, is_good):
-    """The target first where a prompt is good for its user, otherwise last.
-
-    Whoever has seen A, then B turns to C next: that is how it knows users and all their targets.
-    """
-    after = {}
-    with final_scoring():
-        for split_name in ("validation", "test"):
-            for e in users.episodes(split_name):
-                titles = [item.title for item in (*e.history, e.candidates[e.target])]
-                for k in range(2, len(titles)):
-                    after.setdefault((titles[k - 2], titles[k - 1]), (e.user, titles[k]))
-
-    def reply(prompt):
-        if asks_for_words(prompt):
-            return ""
-        user, target = after[tuple(shown_history(prompt)[-2:])]
-        others = [title for title in shown_candidates(prompt) if title != target]
-        return "\n".join([target, *others] if is_good(user, prompt) else [*others, target])
-
-    return reply
-
-
-@pytest.fixture(scope="module")
-def users():
-    return MadeUpUsers(n_train=1, n_validation=20, n_test=30, seed=1)
+from rpp.metrics import chance, mean_interval
+from rpp.prompts.refine import Refiner
+from rpp.types import TargetAccessError
 
 
 def test_an_instruction_better_for_all_is_found(users):
@@ -281,9 +115,6 @@ def test_reordering_users_reorders_the_output(users):
     assert [r.order for r in turned(test[::-1])] == [r.order for r in ranks(test)][::-1]
 
 
-# What may be looked at
-
-
 def test_negatives_are_new_to_the_user_and_no_test_target_is_read(users):
     positions = []
     for episode in users.episodes("test"):
@@ -353,109 +184,3 @@ def test_the_oracle_makes_a_random_ranker_shine(users):
     rankings = OracleGRIPS().learn(task(answers_at_random, users))(test)
     assert mean_interval(ndcg_of(rankings, test, "ndcg@1"), confidence=0.999).low > 0.4
     assert chance("ndcg@1", 10) == pytest.approx(0.1)
-
-
-# What goes wrong
-
-
-def test_failed_rankings_neither_crash_nor_win(users):
-    """A model that fails on every prompt without the manual reasoning: nothing beats that."""
-    whole = MANUAL.reasoning[0].replace(PLACEHOLDER, "10")
-    good = planted(users, lambda user, prompt: "end up loving" not in prompt)
-
-    def reply(prompt):
-        return good(prompt) if whole in prompt else LanguageModelError("refused")
-
-    def only_manual(prompt):
-        both = whole in prompt and MANUAL.role[0] in prompt
-        return answers_at_random(prompt) if both else LanguageModelError("refused")
-
-    test = users.episodes("test")
-    for method in (GRIPS, PersonalGRIPS, OracleGRIPS):
-        # deleting a phrase of the role is better and answered; all other edits fail
-        rankings = method(n_edits=40).learn(task(reply, users))(test)
-        assert not any(r.failed for r in rankings)
-        assert ndcg_of(rankings, test).mean() > 0.95
-    for method in (PersonalGRIPS, OracleGRIPS):
-        # one search on its own in which nothing but the manual prompt is answered
-        (alone,) = method(n_edits=2).learn(task(only_manual, users))(test[:1])
-        assert not alone.failed
-
-
-@pytest.mark.parametrize("method", [GRIPS, PersonalGRIPS, OracleGRIPS])
-def test_a_model_that_is_gone_is_no_search_without_success(users, method):
-    """The manual prompt's replies are in the cache, so its row would have looked valid."""
-    whole = MANUAL.reasoning[0].replace(PLACEHOLDER, "10")
-
-    def only_manual(prompt):
-        both = whole in prompt and MANUAL.role[0] in prompt
-        return answers_at_random(prompt) if both else LanguageModelError("connection lost")
-
-    with pytest.raises(LanguageModelError, match="connection lost"):
-        method(n_edits=2, n_paraphrases=0).learn(task(only_manual, users))(users.episodes("test"))
-
-
-def test_a_lucky_answer_among_failures_does_not_win(users):
-    """Edited prompts are answered for one validation user alone, and perfectly."""
-    whole = MANUAL.reasoning[0].replace(PLACEHOLDER, "10")
-    lucky = planted(users, lambda user, prompt: True)
-    first = tuple(shown_candidates(ask_once(users, 0)))
-
-    def reply(prompt):
-        if whole in prompt and MANUAL.role[0] in prompt:
-            return answers_at_random(prompt)
-        if tuple(shown_candidates(prompt)) == first:
-            return lucky(prompt)
-        return LanguageModelError("refused")
-
-    test = users.episodes("test")
-    rankings = GRIPS(n_paraphrases=0).learn(task(reply, users))(test)
-    assert not any(r.failed for r in rankings)
-
-
-def ask_once(users, user):
-    """The manual prompt of a validation user."""
-    prompts = []
-    given = task(lambda p: prompts.append(p) or "", users)
-    given.manual.step_static(users.episodes("validation")[user : user + 1], [only_prompt(MANUAL)])
-    return prompts[0]
-
-
-def test_a_model_that_rewords_nothing_costs_other_edits_only(users):
-    answers = planted(users, lambda user, prompt: "one step at a time" not in prompt)
-
-    def reply(prompt):
-        if asks_for_words(prompt):
-            return LanguageModelError("cannot generate")
-        return answers(prompt)
-
-    test = users.episodes("test")[:5]
-    rankings = GRIPS(n_edits=40).learn(task(reply, users))(test)
-    assert (ndcg_of(rankings, test) == 1).all()
-
-
-def test_a_spent_budget_ends_the_search(users):
-    llm = ScriptedLanguageModel(reply=answers_at_random)
-    ranker = Ranker(llm, max_calls=50)
-    with pytest.raises(LanguageModelStop, match="50 calls"):
-        GRIPS(n_paraphrases=0).learn(Task(users, SENTENCES, ranker, n_steps=3))
-
-
-def test_what_is_asked_for_rewording_is_the_phrase_alone(users):
-    asked = []
-    given = task(lambda p: asked.append(p) or answers_at_random(p), users)
-    GRIPS(n_rounds=2, n_paraphrases=1).learn(given)
-    phrases = {*split(MANUAL.role[0]), *split(MANUAL.reasoning[0])}
-    requests = [prompt for prompt in asked if asks_for_words(prompt)]
-    assert requests
-    assert set(requests) <= {INSTRUCTION.replace("{sentence}", phrase) for phrase in phrases}
-
-
-@pytest.mark.parametrize("method", [GRIPS, PersonalGRIPS, OracleGRIPS])
-def test_bad_input(users, method):
-    bare = replace(task(""), patterns=replace(SENTENCES, manual=None))
-    with pytest.raises(InputError, match="add a section `manual`"):
-        method().learn(bare)
-    for wrong in ({"n_edits": 0}, {"patience": 0}, {"n_rounds": 0}, {"n_paraphrases": -1}):
-        with pytest.raises(InputError, match="at least 1"):
-            method(**wrong)

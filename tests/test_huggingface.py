@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-from conftest import save_llm
 from contracts import LanguageModelContract
+from tiny_models import save_llm
 
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 

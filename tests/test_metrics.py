@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from math import log2
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from torchmetrics.functional.retrieval import (
 from rpp.metrics import (
     METRICS,
     chance,
+    chance_interval,
     hit_rate,
     mean_interval,
     mrr,
     ndcg,
     paired_difference,
+    paired_p_value,
     target_ranks,
 )
 from rpp.types import Episode, Item, Ranking, failed_ranking
@@ -176,3 +179,32 @@ def test_paired_difference_pairs_the_users():
     interval = paired_difference(ours + 0.1, ours)
     assert interval == pytest.approx((0.1, 0.1, 0.1))  # unpaired, it would be wide
     assert paired_difference(ours, ours + 0.1).mean == pytest.approx(-0.1)
+
+
+# -- statistics -----------------------------------------------------------------------------------
+def test_chance_interval_by_hand():
+    """Two candidates: NDCG is 1 or 1/log2(3), each with probability 1/2."""
+    other = 1 / log2(3)
+    low, high = chance_interval("ndcg@10", 2, 100, 0.95)
+    middle, spread = (1 + other) / 2, (1 - other) / 2
+    assert (low, high) == pytest.approx(
+        (middle - 0.196 * spread, middle + 0.196 * spread), rel=1e-4
+    )
+    # NDCG@1 of two users is 0, 1/2 or 1, of which 1 has the probability .01
+    assert chance_interval("ndcg@1", 10, 2, 0.999) == (0, 1)
+    assert chance_interval("ndcg@1", 10, 2, 0.97) == (0, 0.5)
+
+
+def test_p_value_by_hand():
+    """Three users who all gain: 2 of the 2^3 assignments of signs are as extreme."""
+    gains = torch.tensor([0.2, 0.1, 0.3, float("nan")])
+    assert paired_p_value(gains, torch.zeros(4)) == pytest.approx(2 / 8)
+    assert paired_p_value(torch.zeros(4), torch.zeros(4)) == 1
+    assert paired_p_value(torch.tensor([0.5, float("nan")]), torch.zeros(2)) == 1
+
+
+def test_p_value_is_uniform_without_a_difference():
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.randn(60, 2, 40, generator=rng)
+    below = sum(paired_p_value(ours, theirs) < 0.2 for ours, theirs in draws)
+    assert 4 <= below <= 22  # 12 of 60 expected

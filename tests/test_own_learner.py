@@ -8,10 +8,9 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from cli_setup import ROOT, command
 from own_learner import MeanReward
 from pipeline import PATTERNS, MadeUpUsers, environment, trainer
-from test_cli import ROOT, command
-from test_cli import here as here
 from test_learning import REASONING, planted
 
 from rpp.cli import main

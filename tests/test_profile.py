@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from patterns_setup import MINIMAL, load
 from pipeline import MadeUpUsers, environment, module, trainer
-from test_prompts import MINIMAL, load
 
 from rpp import charts
 from rpp.learners.rpp import RPP
@@ -22,7 +22,6 @@ from rpp.types import InputError, Item
 
 FILE = "conf/patterns/movies_profile.yaml"
 PATTERNS = load_patterns(FILE)
-
 PROFILE = """\
 profile:
   gender: "I am {gender}."

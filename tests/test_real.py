@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from test_cli import ROOT
+from cli_setup import ROOT
 
 from data_prep.prepare import prepare
 from rpp.cli import main

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from cli_setup import command
 from contracts import LanguageModelContract
 from helpers import prompts_for
-from test_cli import command, here  # noqa: F401 (a fixture)
 
 from benchmarks.llama_server import start
 from rpp.cli import main
@@ -17,7 +17,6 @@ from rpp.ranker import Ranker
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's server: pip install -r requirements-dev.txt")
 pytestmark = pytest.mark.real
-
 QUESTION = "Which comes first in the alphabet?\n{}\nAnswer with its letter alone."
 OPTIONS = [chr(ord("A") + k) for k in range(10)]
 
@@ -89,7 +88,7 @@ def test_what_the_server_refuses_is_said(make):
     assert "exceeds the available context size" in str(refused)
 
 
-def test_fit_and_test(here, address, monkeypatch):  # noqa: F811
+def test_fit_and_test(here, address, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     options = [
         *("--config", "conf/llm/server.yaml", "--environment.llm.base_url", address),

@@ -1,21 +1,16 @@
-"""Sequence models: masking, windows, losses, text representations, published weights."""
+"""Sequence models: masking, losses, text representations."""
 
-import json
 import math
-import shutil
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from rpp.baselines.sasrec import SASRec, SASRecModel
+from rpp.baselines.sasrec import SASRecModel
 from rpp.baselines.sequential import SequenceEncoder, seeded, similarity
-from rpp.baselines.unisrec import Adaptor, UniSRec, UniSRecModel
-from rpp.baselines.vqrec import VQRec, VQRecModel, assign_codes, fit_quantiser
-from rpp.baselines.weights import read_weights, translate_encoder
-from rpp.baselines.windows import PAD, WindowBatches, cut_windows
-from rpp.data.episodes import load_episodes
+from rpp.baselines.unisrec import Adaptor, UniSRecModel
+from rpp.baselines.vqrec import VQRecModel, assign_codes, fit_quantiser
+from rpp.baselines.windows import PAD
 from rpp.encoders import PromptEncoder
 from rpp.types import InputError
 
@@ -120,57 +115,6 @@ def test_sampled_pool_holds_every_target_once():
     assert places[0] == places[2]
 
 
-def test_windows_predict_everything_but_the_first_once():
-    users = np.repeat([0, 1, 2, 4], [13, 2, 1, 5])
-    for seed in range(20):
-        begins, lengths = cut_windows(users, 4, np.random.default_rng(seed))
-        assert lengths.min() >= 2
-        assert lengths.max() <= 5
-        predicted = []
-        for begin, length in zip(begins, lengths, strict=True):
-            window = np.arange(begin, begin + length)
-            assert len(set(users[window])) == 1
-            predicted += window[1:].tolist()
-        firsts = {0, 13, 15, 16}
-        assert sorted(predicted) == [k for k in range(21) if k not in firsts]
-        assert 5 in lengths[users[begins] == 4]  # a sequence that fits is not cut
-
-
-def test_sequences_of_one_item_teach_nothing():
-    with pytest.raises(InputError, match="no user has two training interactions"):
-        WindowBatches([(np.arange(5), np.arange(5))])
-
-
-def test_cuts_differ_from_one_epoch_to_the_next():
-    rng = np.random.default_rng(0)
-    users = np.zeros(100, dtype=np.int64)
-    assert len({tuple(cut_windows(users, 10, rng)[0]) for _ in range(10)}) > 1
-
-
-def test_batches_hold_everything_and_repeat_themselves():
-    rng = np.random.default_rng(1)
-    users = np.sort(rng.integers(30, size=400))
-    items = rng.integers(1000, size=400)
-    runs = [list(WindowBatches([(users, items)], 10, 64, seed=5)) for _ in "12"]
-    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
-    batches = WindowBatches([(users, items)], 10, 64, seed=5)
-    first, second = list(batches), list(batches)
-    assert len(first) == len(second) == len(batches) == round(370 / 64)
-    assert not all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    for epoch in (first, second):
-        targets = sorted(t for batch in epoch for t in batch[:, 1:].flatten().tolist() if t != PAD)
-        assert targets == sorted(items[np.flatnonzero(np.diff(users, prepend=-1) == 0)].tolist())
-
-
-def test_a_large_source_does_not_drown_a_small_one():
-    large = np.repeat(np.arange(300), 5), np.arange(1500)
-    small = np.repeat(np.arange(20), 5), np.arange(5000, 5100)
-    batches = WindowBatches([large, small], 10, 64, max_windows=30)
-    seen = torch.cat([batch.flatten() for batch in batches])
-    assert (seen >= 5000).sum() == 100
-    assert ((seen >= 0) & (seen < 5000)).sum() == 150
-
-
 def test_adaptor_by_hand():
     adaptor = Adaptor(2, 3, 2).eval()
     with torch.no_grad():
@@ -231,186 +175,3 @@ def test_pooling_of_the_text_encoder(tiny_bert_folder):
     torch.testing.assert_close(first(["Red Harbour"])[0], hidden[0])
     mean = PromptEncoder(str(tiny_bert_folder))
     torch.testing.assert_close(mean(["Red Harbour"])[0], hidden.mean(dim=0))
-
-
-def published_weights(dim, inner, n_layers, extra):
-    """Random weights under the names of the published files."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator)
-
-    weights = {"position_embedding.weight": draw(50, dim)}
-    weights |= {f"LayerNorm.{part}": draw(dim) for part in ("weight", "bias")}
-    for k in range(n_layers):
-        layer = f"trm_encoder.layer.{k}"
-        for name in ("query", "key", "value", "dense"):
-            weights[f"{layer}.multi_head_attention.{name}.weight"] = draw(dim, dim)
-            weights[f"{layer}.multi_head_attention.{name}.bias"] = draw(dim)
-        for norm in ("multi_head_attention", "feed_forward"):
-            weights[f"{layer}.{norm}.LayerNorm.weight"] = draw(dim)
-            weights[f"{layer}.{norm}.LayerNorm.bias"] = draw(dim)
-        weights[f"{layer}.feed_forward.dense_1.weight"] = draw(inner, dim)
-        weights[f"{layer}.feed_forward.dense_1.bias"] = draw(inner)
-        weights[f"{layer}.feed_forward.dense_2.weight"] = draw(dim, inner)
-        weights[f"{layer}.feed_forward.dense_2.bias"] = draw(dim)
-    return weights | {name: draw(*shape) for name, shape in extra.items()}
-
-
-def recbole_encoder(weights, vectors, n_layers, n_heads):
-    """The published forward pass, written from its definition."""
-
-    def linear(x, name):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    def norm(x, name):
-        return functional.layer_norm(
-            x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-12
-        )
-
-    length, dim = vectors.shape
-    x = norm(vectors + weights["position_embedding.weight"][:length], "LayerNorm")
-    for k in range(n_layers):
-        at, ff = (
-            f"trm_encoder.layer.{k}.{part}" for part in ("multi_head_attention", "feed_forward")
-        )
-        q, key, v = (
-            linear(x, f"{at}.{kind}").view(length, n_heads, -1).transpose(0, 1)
-            for kind in ("query", "key", "value")
-        )
-        logits = q @ key.mT / math.sqrt(dim / n_heads)
-        logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
-        mixed = (logits.softmax(-1) @ v).transpose(0, 1).reshape(length, dim)
-        x = norm(linear(mixed, f"{at}.dense") + x, f"{at}.LayerNorm")
-        inner = functional.gelu(linear(x, f"{ff}.dense_1"))
-        x = norm(linear(inner, f"{ff}.dense_2") + x, f"{ff}.LayerNorm")
-    return x
-
-
-def test_published_transformer_weights_mean_the_same_here():
-    weights = published_weights(8, 16, 2, {})
-    ours = translate_encoder(weights, 2)
-    net = SequenceEncoder(8, inner_dim=16).eval()
-    net.load_state_dict({name.removeprefix("encoder."): value for name, value in ours.items()})
-    vectors = torch.randn(5, 8)
-    expected = recbole_encoder(weights, vectors, 2, 2)
-    torch.testing.assert_close(net(vectors[None])[0], expected, rtol=1e-4, atol=1e-4)
-
-
-UNISREC = {
-    **{f"moe_adaptor.experts.{k}.bias": (24,) for k in range(8)},
-    **{f"moe_adaptor.experts.{k}.lin.weight": (8, 24) for k in range(8)},
-    "moe_adaptor.w_gate": (24, 8),
-    "moe_adaptor.w_noise": (24, 8),
-}
-VQREC = {"pq_code_embedding.weight": (4 * 17, 8), "trans_matrix": (4, 17, 17)}
-SIZES = {"dim": 8, "inner_dim": 16, "pooling": "cls"}
-
-
-@pytest.fixture
-def folder(prepared_folder, tmp_path):
-    return shutil.copytree(prepared_folder, tmp_path / "custom")
-
-
-def test_published_weights_are_used(folder, tmp_path, tiny_bert_folder):
-    episodes = load_episodes(folder, "test")
-    weights = published_weights(8, 16, 2, UNISREC)
-    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "UniSRec.pth")
-    method = UniSRec(
-        weights=str(tmp_path / "UniSRec.pth"), text_model=str(tiny_bert_folder), **SIZES
-    )
-    method.fit(folder)
-    encode = PromptEncoder(str(tiny_bert_folder), pooling="cls")
-
-    def item_vectors(items):
-        x = encode([item.title for item in items])
-        gates = (x @ weights["moe_adaptor.w_gate"]).softmax(-1)
-        names = [f"moe_adaptor.experts.{k}" for k in range(8)]
-        experts = [(x - weights[f"{n}.bias"]) @ weights[f"{n}.lin.weight"].T for n in names]
-        return sum(gates[:, [k]] * expert for k, expert in enumerate(experts))
-
-    hidden = recbole_encoder(weights, item_vectors(episodes[0].history), 2, 2)[-1]
-    cosines = functional.cosine_similarity(item_vectors(episodes[0].candidates), hidden, dim=-1)
-    torch.testing.assert_close(
-        method.score(episodes[:1])[0].float() * 0.07, cosines, rtol=1e-3, atol=1e-3
-    )
-
-
-def test_published_code_vectors_are_used(folder, tmp_path, tiny_bert_folder):
-    weights = published_weights(8, 16, 2, VQREC)
-    torch.save(weights, tmp_path / "VQRec.pth")
-    method = VQRec(
-        n_parts=4, n_codes=16, weights=str(tmp_path / "VQRec.pth"),
-        text_model=str(tiny_bert_folder), **SIZES,
-    )  # fmt: skip
-    ours = method.translate(weights)["codes.weight"].view(4, 16, 8)
-    table = weights["pq_code_embedding.weight"]
-    torch.testing.assert_close(ours[2, 5], table[2 * 17 + 1 + 5])
-    method.fit(folder)
-    assert method.score(load_episodes(folder, "test")).shape == (20, 10)
-
-
-def test_own_weights_can_be_carried_to_another_folder(
-    folder, prepared_folder, tmp_path, tiny_bert_folder
-):
-    source = shutil.copytree(prepared_folder, tmp_path / "source")
-    options = {"text_model": str(tiny_bert_folder), "n_experts": 2, "dim": 8, "inner_dim": 16}
-    first = UniSRec(sources=(str(source),), max_epochs=1, max_windows=50, **options)
-    first.fit(folder)
-    kept = shutil.copy(folder / "baselines" / "unisrec.safetensors", tmp_path / "mine.safetensors")
-    second = UniSRec(weights=str(kept), **options)
-    second.fit(folder)
-    episodes = load_episodes(folder, "test")
-    assert torch.equal(first.score(episodes), second.score(episodes))
-
-
-class Harmful:
-    def __reduce__(self):
-        return print, ("run",)
-
-
-def test_files_of_weights_that_are_refused(tmp_path, capsys, folder, tiny_bert_folder):
-    with pytest.raises(InputError, match="there is no file of weights"):
-        read_weights(str(tmp_path / "absent.pth"))
-    torch.save({"state_dict": {}, "config": Harmful()}, tmp_path / "harmful.pth")
-    (tmp_path / "noise.pth").write_bytes(b"noise")
-    (tmp_path / "noise.safetensors").write_bytes(b"noise")
-    torch.save({"state_dict": {"a": 3}}, tmp_path / "number.pth")
-    torch.save([1], tmp_path / "list.pth")
-    for name in ("harmful.pth", "noise.pth", "noise.safetensors", "number.pth", "list.pth"):
-        with pytest.raises(InputError, match="save its state_dict alone"):
-            read_weights(str(tmp_path / name))
-    assert capsys.readouterr().out == ""
-    for content, message in (
-        ({"position_embedding.weight": torch.zeros(50, 8)}, "lacks the weights"),
-        ({"encoder.positions.weight": torch.zeros(50, 8)}, "do not fit the model"),
-    ):
-        torch.save(content, tmp_path / "part.pth")
-        method = UniSRec(
-            weights=str(tmp_path / "part.pth"), text_model=str(tiny_bert_folder), **SIZES
-        )
-        with pytest.raises(InputError, match=message):
-            method.fit(folder)
-
-
-def test_training_on_the_set_that_is_compared_on_is_refused(folder, tiny_bert_folder):
-    method = UniSRec(sources=(str(folder),), text_model=str(tiny_bert_folder))
-    with pytest.raises(InputError, match="take it out of sources"):
-        method.fit(folder)
-
-
-def test_the_same_set_in_another_folder_is_refused(folder, tiny_bert_folder, tmp_path):
-    for name in ("one", "other"):
-        shutil.copytree(folder, tmp_path / name)
-        path = tmp_path / name / "summary.json"
-        summary = json.loads(path.read_text())
-        summary["settings"]["name"] = "games"
-        path.write_text(json.dumps(summary))
-    method = UniSRec(sources=(str(tmp_path / "one"),), text_model=str(tiny_bert_folder))
-    with pytest.raises(InputError, match=r"other and cannot train on .*one, the same data set"):
-        method.fit(tmp_path / "other")
-
-
-def test_weights_that_are_no_numbers_are_refused(folder):
-    with pytest.raises(InputError, match=r"learning rate 1e\+30: lower it"):
-        SASRec(dim=8, n_layers=1, max_epochs=1, learning_rates=(1e30,)).fit(folder)

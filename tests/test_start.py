@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import yaml
+from cli_setup import ROOT, command
 from helpers import PEFT
 from peft import LoraConfig, get_peft_model
-from test_cli import ROOT, command
-from test_cli import here as here
 from transformers import AutoModelForCausalLM
 
 from rpp import assets

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import TITLES
+from tiny_models import TITLES
 
 from rpp.agents.state import Observation, StateEncoder
 from rpp.encoders import PromptEncoder, encode_parts

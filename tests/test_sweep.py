@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 import yaml
-from test_cli import ROOT
-from test_cli import here as here
+from cli_setup import ROOT
 
 from rpp import charts, sweep
 from rpp.metrics import METRICS, Interval

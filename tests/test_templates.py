@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import save_llm
+from tiny_models import save_llm
 from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.templates import ALPACA

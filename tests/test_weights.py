@@ -7,14 +7,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import save_llm
 from contracts import PROMPTS
 from helpers import LETTERS, PEFT
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaForCausalLM,
-)
+from tiny_models import save_llm
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.types import InputError
