@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
@@ -16,19 +17,19 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
 from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
 from rpp.callbacks.environment import RewardEnvironment
+from rpp.learners.base import PromptLearner
+from rpp.runs import WholeCheckpoints, check_trainer, only_fit, resolve_checkpoint
+from rpp.terminal import SafeStream
 from rpp.types import InputError, LanguageModelError
 from rpp.yaml_files import read_yaml
-
-CHECKPOINTS = "checkpoints"
 
 
 class CLI(LightningCLI):
@@ -47,14 +48,20 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
-    @rank_zero_only  # of several processes one tidies up
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; of several processes of a fit the first holds the run's folder."""
+        alone = subcommand == "fit" and self.trainer.is_global_zero and not self._is_trial()
+        with only_fit(self.config[subcommand].name) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
-        """Put the checkpoints of an earlier run aside: this run's ``last`` must be its own."""
-        if self.config_init[self.subcommand].get("ckpt_path") is None and not self._is_trial():
-            folder = Path(CHECKPOINTS, self.config_init[self.subcommand].name)
-            for path in (folder / "best.ckpt", folder / "last.ckpt"):
-                if path.is_file():
-                    path.replace(path.with_suffix(".previous.ckpt"))
+        """Refuse options that cannot be honoured; write checkpoints whole."""
+        if self._is_trial():
+            return
+        if isinstance(self.model, PromptLearner):
+            check_trainer(self.trainer)
+        is_fresh = self.config_init[self.subcommand].get("ckpt_path") is None
+        self.trainer.strategy.checkpoint_io = WholeCheckpoints(is_fresh)
 
     def _is_trial(self) -> bool:
         """Whether nothing will be kept of this fit."""
@@ -76,37 +83,6 @@ class CLI(LightningCLI):
             return
         path = resolve_checkpoint(str(self.subcommand), config.get("ckpt_path"), config.name)
         config["ckpt_path"] = None if path is None else str(path)
-
-
-def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | None:
-    """The checkpoint a subcommand starts from.
-
-    Args:
-        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        given: What ``--ckpt_path`` says: a file, ``best``, ``last`` or nothing. Nothing means a
-            fresh start for ``fit`` and the best checkpoint for the others.
-        name: Name of the run.
-
-    Raises:
-        InputError: If there is no such file.
-    """
-    if given is None and subcommand == "fit":
-        return None
-    asked = given or "best"
-    path = Path(CHECKPOINTS, name, f"{asked}.ckpt") if asked in ("best", "last") else Path(asked)
-    if not path.is_file():
-        raise InputError(
-            f"there is no checkpoint {path}: run `python train.py fit` with the same --config"
-            " first, or name one with --ckpt_path"
-        )
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"the checkpoint {path} is damaged or not one of ours and cannot be read: name another"
-            " with --ckpt_path or fit again"
-        ) from error
-    return path
 
 
 def main(args: ArgsType = None) -> LightningCLI:
@@ -149,6 +125,8 @@ def check_yaml(arguments: Sequence[str]) -> None:
 
 def run(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; what the user can mend becomes one sentence and exit code 2."""
+    if args is None:  # a sweep and tests keep their own streams
+        sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         return main(args)
@@ -167,7 +145,8 @@ def _mistake(error: BaseException | None) -> BaseException | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return error
     while error is not None:
-        if isinstance(error, InputError | LanguageModelError):
+        # the last: what Lightning's trainer is asked for and cannot do
+        if isinstance(error, InputError | LanguageModelError | MisconfigurationException):
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+
+class SafeStream:
+    """A stream of text that never ends a run: a closed pipe is silent, a sign it lacks becomes ?.
+
+    Args:
+        stream: What is written to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing once the reader is gone."""
+        try:
+            self.stream.write(text)
+        except BrokenPipeError:
+            self._go_silent()
+        return len(text)
+
+    def flush(self) -> None:
+        """Likewise."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._go_silent()
+
+    def _go_silent(self) -> None:
+        self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's."""
+        return getattr(self.stream, name)
 
 
 def print_result(text: str) -> None:

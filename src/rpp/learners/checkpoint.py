@@ -70,6 +70,27 @@ def check_provenance(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None
         )
 
 
+def check_shapes(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Refuse weights of other sizes.
+
+    Args:
+        theirs: Weights of the checkpoint by name.
+        ours: Those of this run.
+
+    Raises:
+        InputError: If names or shapes differ.
+    """
+    then, now = ({k: tuple(v.shape) for k, v in each.items()} for each in (theirs, ours))
+    if then == now:
+        return
+    name = min(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    raise InputError(
+        f"the checkpoint's weights are of other sizes than this run's ({name}: {then.get(name)} and"
+        f" {now.get(name)}): set model.init_args as in its training (hidden_dim, n_steps,"
+        " n_prompts), or fit again"
+    )
+
+
 def environment_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     """How two environments differ, in words; empty if they do not."""
     return "; ".join(

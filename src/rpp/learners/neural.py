@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from rpp.agents.actor_critic import Decision
+from rpp.agents.joint import JointDecision
 from rpp.agents.losses import horizon
 from rpp.agents.state import Observation, Pooling, StateEncoder
 from rpp.encoders import encode_parts, shared_encoder
 from rpp.learners.base import PromptLearner
-from rpp.learners.policy import check_smallest
+from rpp.learners.policy import check_positive, check_smallest
 from rpp.processes import average_gradients
-from rpp.rollout import C, Step
-from rpp.types import Episode
+from rpp.rollout import Step
+from rpp.types import Episode, InputError
+
+D = TypeVar("D", Decision, JointDecision)
 
 
-class NeuralLearner(PromptLearner[C]):
+DIVERGED = (
+    "training has diverged. Lower the learning rates (model.init_args); the checkpoints of the"
+    " epochs before are whole"
+)
+
+
+class NeuralLearner(PromptLearner[D]):
     """Actors and critics on the shared state, with manual optimisation.
 
     Args:
@@ -54,6 +66,12 @@ class NeuralLearner(PromptLearner[C]):
     ) -> None:
         super().__init__(**learner)
         check_smallest(hidden_dim=(hidden_dim, 1))
+        check_positive(max_grad_norm=max_grad_norm)
+        for name, weight in (("entropy_coef", entropy_coef), ("value_coef", value_coef)):
+            if not 0 <= weight < math.inf:
+                raise InputError(f"model.{name} is {weight}: give 0 or more")
+        if not 0 <= discount <= 1:
+            raise InputError(f"model.discount is {discount}: give a number from 0 to 1")
         self.discount = discount
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef
@@ -94,11 +112,37 @@ class NeuralLearner(PromptLearner[C]):
         state: Tensor = self.states(observation)
         return state
 
+    def checked(self, decision: D) -> D:
+        """Refuse a policy that has diverged.
+
+        Raises:
+            InputError: If a probability or a value is not finite.
+        """
+        if not (decision.log_prob.isfinite().all() and decision.value.isfinite().all()):
+            raise InputError(f"the agents' values are not finite: {DIVERGED}")
+        return decision
+
     # -- updates -----------------------------------------------------------------------------
 
     def horizon(self, number: int) -> float:
         """Discounted number of rewards still to come at a step, from 0."""
         return horizon(self.n_steps - number, self.discount)
+
+    @property
+    @abstractmethod
+    def learning_rates(self) -> tuple[float, ...]:
+        """Learning rate of every optimizer, in their order."""
+
+    def on_train_start(self) -> None:
+        """Use the learning rates asked for: a resumed run's optimizers bring those of before."""
+        super().on_train_start()
+        for optimizer, lr in zip(self._optimizers(), self.learning_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        chosen = self.optimizers()
+        return chosen if isinstance(chosen, list) else [chosen]
 
     def descend(self, loss: Tensor, n: int) -> None:
         """One gradient step of every optimizer.
@@ -109,9 +153,13 @@ class NeuralLearner(PromptLearner[C]):
         Args:
             loss: A mean over the entries of this process.
             n: Number of these entries.
+
+        Raises:
+            InputError: If the loss is not finite.
         """
-        chosen = self.optimizers()
-        optimizers = chosen if isinstance(chosen, list) else [chosen]
+        if not loss.isfinite():
+            raise InputError(f"the loss is {float(loss)}: {DIVERGED}")
+        optimizers = self._optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
         strategy = self.trainer.strategy

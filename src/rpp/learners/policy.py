@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
@@ -235,6 +236,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         theirs = checkpoints.read_provenance(checkpoint)
         self.trained_in = checkpoint.get(checkpoints.ENVIRONMENT, {})
         self.n_epochs_done = int(checkpoint["epoch"]) + 1
+        self._check_epochs()
         refiner = self.refiner
         if refiner is not None and self.trained_in.get("refiner") == refiner.fingerprint:
             refiner.recall(checkpoint[checkpoints.REFINEMENTS])
@@ -245,6 +247,17 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
                 " how well it transfers."
             )
         checkpoints.check_provenance(theirs, self.provenance)
+        checkpoints.check_shapes(checkpoint["state_dict"], self.state_dict())
+
+    def _check_epochs(self) -> None:
+        n_epochs = self.trainer.max_epochs
+        if self.trainer.state.fn != "fit" or n_epochs is None:
+            return
+        if 0 <= n_epochs < self.n_epochs_done:
+            raise InputError(
+                f"the checkpoint has done {self.n_epochs_done} epochs and trainer.max_epochs is"
+                f" {n_epochs}: raise it to go on"
+            )
 
 
 def check_smallest(**limits: tuple[int, int]) -> None:
@@ -259,3 +272,17 @@ def check_smallest(**limits: tuple[int, int]) -> None:
     for name, (given, smallest) in limits.items():
         if given < smallest:
             raise InputError(f"model.{name} is {given}: at least {smallest} is needed")
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse settings that are not finite numbers above 0.
+
+    Args:
+        numbers: The value given, by name of the setting.
+
+    Raises:
+        InputError: For the first that is not.
+    """
+    for name, given in numbers.items():
+        if not 0 < given < math.inf:
+            raise InputError(f"model.{name} is {given}: give a number above 0")

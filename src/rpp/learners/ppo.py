@@ -21,6 +21,7 @@ from rpp.agents.losses import (
 )
 from rpp.learners.base import EPOCH_MEAN
 from rpp.learners.neural import NeuralLearner
+from rpp.learners.policy import check_positive, check_smallest
 from rpp.processes import all_reduce_mean, gather_rows
 from rpp.rollout import Transition
 from rpp.types import Episode, InputError
@@ -55,12 +56,12 @@ class PPO(NeuralLearner[JointDecision]):
         **learner: Any,
     ) -> None:
         super().__init__(**learner)
+        check_positive(lr=lr, clip_range=clip_range)
+        check_smallest(n_update_epochs=(n_update_epochs, 1))
+        if not 0 <= gae_lambda <= 1:
+            raise InputError(f"model.gae_lambda is {gae_lambda}: give a number from 0 to 1")
         if n_prompts is not None and n_prompts < 2:
             raise InputError(f"n_prompts is {n_prompts}: give 2 or more, or null for PPO-4")
-        if n_update_epochs < 1:
-            raise InputError(f"n_update_epochs is {n_update_epochs}: give 1 or more")
-        if clip_range <= 0:
-            raise InputError(f"clip_range is {clip_range}: give a number above 0, such as 0.2")
         self.n_prompts = n_prompts
         self.lr = lr
         self.n_update_epochs = n_update_epochs
@@ -89,7 +90,12 @@ class PPO(NeuralLearner[JointDecision]):
     ) -> JointDecision:
         """The agent chooses all options at once."""
         decision: JointDecision = self.agents(state, draws, self.horizon(number))
-        return decision
+        return self.checked(decision)
+
+    @property
+    def learning_rates(self) -> tuple[float]:
+        """That of everything."""
+        return (self.lr,)
 
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play one episode per user to its end, then update."""

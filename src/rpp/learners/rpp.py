@@ -16,7 +16,7 @@ from rpp.agents.actor_critic import ActorCritic, Decision
 from rpp.agents.losses import actor_loss, critic_loss, n_step_returns
 from rpp.learners.base import EPOCH_MEAN
 from rpp.learners.neural import NeuralLearner
-from rpp.learners.policy import check_smallest
+from rpp.learners.policy import check_positive, check_smallest
 from rpp.processes import all_reduce_mean
 from rpp.rollout import Transition
 from rpp.types import Episode
@@ -42,6 +42,7 @@ class RPP(NeuralLearner[Decision]):
     ) -> None:
         super().__init__(**learner)
         check_smallest(n_step_return=(n_step_return, 1))
+        check_positive(actor_lr=actor_lr, critic_lr=critic_lr)
         self.n_step_return = n_step_return
         self.actor_lr = actor_lr
         self.critic_lr = critic_lr
@@ -63,7 +64,12 @@ class RPP(NeuralLearner[Decision]):
     ) -> Decision:
         """Every agent chooses an option of its pattern."""
         decision: Decision = self.agents(state, draws, self.horizon(number))
-        return decision
+        return self.checked(decision)
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """Of actors and state encoder, and of critics."""
+        return self.actor_lr, self.critic_lr
 
     # -- Algorithm 1 -------------------------------------------------------------------------
 

@@ -110,7 +110,9 @@ def as_frame(rows: Sequence[Row], n_candidates: int) -> pl.DataFrame:
         gain = row.gain or Interval(*[float("nan")] * 3)
         line |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
         line |= {"p_value": row.p_value, "valid": row.valid}
-        line |= asdict(row.expense) if row.expense else dict.fromkeys(asdict(Expense()))
+        expense = asdict(row.expense or Expense())
+        asked = row.valid is not None  # a recommender takes time alone
+        line |= {key: v if asked or key == "seconds" else None for key, v in expense.items()}
         published = row.published or (None,) * 3
         line |= dict(zip(("paper_ndcg@1", "paper_ndcg@5", "paper_ndcg@10"), published, strict=True))
         lines.append(line)
