@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 import polars as pl
 
-from data_prep.files import RawFile, Scan, open_text, undecodable
+from data_prep.files import RawFile, Scan, open_binary, open_text, undecodable
 from rpp.types import InputError
 
 csv.field_size_limit(2**31 - 1)  # a description may be longer than the 131,072 of the default
@@ -105,17 +105,29 @@ def _source(raw: RawFile, path: Path) -> Path | IO[bytes]:
 
 def _count_plain_lines(raw: RawFile, path: Path) -> int | None:
     """Number of lines; nothing if one is quoted or ends in a carriage return alone."""
-    n_lines, chunk, held = 0, "", ""
     assert raw.quote is not None
-    with open_text(raw, path) as file:
-        while chunk := file.read(1 << 20):
-            chunk = held + chunk
-            held = "\r" if chunk.endswith("\r") else ""  # its line feed may come next
-            if raw.quote in chunk or chunk.count("\r") - len(held) != chunk.count("\r\n"):
-                return None
-            n_lines += chunk.count("\n")
-            last = chunk[-1]
+    n_lines, held, last = 0, "", "\n"
+    for text in _chunks(raw, path):
+        chunk = held + text
+        held = "\r" if chunk.endswith("\r") else ""  # its line feed may come next
+        n_returns = chunk.count("\r") - len(held)
+        if raw.quote in chunk or (n_returns and n_returns != chunk.count("\r\n")):
+            return None
+        n_lines += chunk.count("\n")
+        last = chunk[-1]
     return None if held else n_lines + (last != "\n")
+
+
+def _chunks(raw: RawFile, path: Path) -> Iterator[str]:
+    """A text in parts in which quotation marks and line ends are what they are."""
+    if raw.is_utf8:  # they are single bytes there, so that the rest need not be decoded
+        with open_binary(path) as file:
+            while data := file.read(1 << 20):
+                yield data.decode("latin-1")
+    else:
+        with open_text(raw, path) as decoded:
+            while text := decoded.read(1 << 20):
+                yield text
 
 
 def _parse(raw: RawFile, path: Path, names: list[str], selection: dict[str, str]) -> Scan:

@@ -119,6 +119,16 @@ def test_line_ends_of_every_system(tmp_path, newline, last):
         read_table(raw, tmp_path / "titles.csv")
 
 
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_a_line_end_may_lie_across_two_parts_of_a_file(tmp_path, length):
+    """Lines are counted in parts of a mebibyte."""
+    head = "item,title\r\n1,"
+    text = "x" * (2**20 - len(head) - length)
+    raw = titles_file(tmp_path, f"{head}{text}\r\n2,B\r\n")
+    assert delimited._count_plain_lines(raw, tmp_path / "titles.csv") == 3
+    assert read_table(raw, tmp_path / "titles.csv")["title"].to_list() == [text, "B"]
+
+
 @pytest.mark.parametrize("mark", ["", '"'])
 def test_a_field_may_be_long(tmp_path, mark):
     """The standard library refuses more than 131,072 characters unless told otherwise."""

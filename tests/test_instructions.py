@@ -111,9 +111,10 @@ def test_another_draw_seed_draws_anew_from_the_same_users(data):
     assert data.left_out == held_out
 
 
-def test_a_draw_seed_below_zero():
-    with pytest.raises(InputError, match="draw_seed is -1: give 0 or more"):
-        InstructionDataModule(name="ml-100k", draw_seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_draw_seed_out_of_range(seed):
+    with pytest.raises(InputError, match=f"draw_seed is {seed}: give a number from 0 to"):
+        InstructionDataModule(name="ml-100k", draw_seed=seed)
 
 
 def test_nobody_left_to_tune_on(data, monkeypatch):

@@ -48,6 +48,9 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: our settings come from the configuration."""
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; of several processes of a fit the first holds the run's folder."""
         alone = subcommand == "fit" and self.trainer.is_global_zero and not self._is_trial()

@@ -14,7 +14,7 @@ from rpp.data.interactions import load_training_pairs, load_users
 from rpp.prompts.compose import Display
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
-from rpp.types import HELD_OUT, PROFILE, SPLITS, InputError
+from rpp.types import HELD_OUT, MAX_SEED, PROFILE, SPLITS, InputError
 
 Stretch = tuple[int, int]
 """A user and the number of one of their stretches."""
@@ -54,8 +54,8 @@ class InstructionDataModule(EpisodeDataModule):
             raise InputError(
                 f"n_items is {n_items} and max_history {max_history}: at least 2 and 1 are needed"
             )
-        if draw_seed is not None and draw_seed < 0:
-            raise InputError(f"draw_seed is {draw_seed}: give 0 or more")
+        if draw_seed is not None and not 0 <= draw_seed <= MAX_SEED:
+            raise InputError(f"draw_seed is {draw_seed}: give a number from 0 to {MAX_SEED}")
         self.patterns = load_patterns(patterns)
         self.n_items = n_items
         self.max_history = max_history
