@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from tiny_models import save_llm
@@ -99,3 +102,39 @@ def test_constrained_lines_are_written_as_they_are_spelt_in_the_text(sentencepie
     natural = sentencepiece.prompt_tokenizer.continuation(reply)
     assert len(written) > 2
     assert natural[: len(written)] == written
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('system first') }}", r"cannot be filled \(system first\)"),
+        ("{% for %}", "cannot be filled"),
+        ("{{ messages[0].content[0].text.x }}", "cannot be filled"),
+        ("{{ messages[3]['content'] }}", "cannot be filled|leaves the prompt out"),
+        ("<|user|><|assistant|>", "leaves the prompt out"),
+    ],
+)
+def test_a_chat_template_that_fails_is_named(tmp_path, template, message):
+    """It was a traceback, and a template that has no place for the prompt was not noticed."""
+    save_llm(tmp_path, chat_template=template)
+    llm = HuggingFaceLanguageModel(str(tmp_path))
+    with pytest.raises(InputError, match=rf"chat template of .*({message}).*: set .*template to"):
+        llm.generate(["Rank these films."])
+
+
+def test_a_chat_template_may_trim_the_prompt(tmp_path):
+    save_llm(tmp_path, chat_template="<|user|>{{ messages[0].content | trim }}<|assistant|>")
+    tokenizer = HuggingFaceLanguageModel(str(tmp_path)).prompt_tokenizer
+    assert tokenizer.render("\n Rank these films.\n") == "<|user|>Rank these films.<|assistant|>"
+
+
+def test_a_tokenizer_that_ends_nothing_is_named(tiny_llm_folder, tmp_path):
+    """Without end-of-text and padding token it was a traceback about ``None``."""
+    shutil.copytree(tiny_llm_folder, tmp_path / "copy")
+    path = tmp_path / "copy/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token": None, "pad_token": None}))
+    for name in ("special_tokens_map.json",):
+        (tmp_path / "copy" / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="neither an end-of-text nor a padding token: name one"):
+        HuggingFaceLanguageModel(str(tmp_path / "copy")).generate(["a"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shutil
 
@@ -10,6 +12,7 @@ import torch
 from contracts import PROMPTS
 from helpers import LETTERS, PEFT
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_models import save_llm
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -169,3 +172,86 @@ def test_quantised_weights(tmp_path, precision):
     (ours,), (theirs,) = small.score(["Rank"], [LETTERS]), whole.score(["Rank"], [LETTERS])
     assert ours != theirs
     assert torch.corrcoef(torch.tensor([ours, theirs]))[0, 1] > 0.7
+
+
+def tuned_on(folder, name, adapter_folder):
+    """The same adapter with another base named."""
+    shutil.copytree(adapter_folder[0], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": name})
+    )
+    return str(folder)
+
+
+@PEFT
+def test_an_adapter_of_another_base_of_equal_shapes_says_so(
+    make_llm, adapter_folder, tiny_llm_folder, tmp_path
+):
+    """It was loaded without a word."""
+    other = make_llm(adapter=tuned_on(tmp_path / "other", "someone/gemma", adapter_folder))
+    with pytest.warns(UserWarning, match=r"was tuned on 'someone/gemma', and .* is '.*tiny_llm"):
+        _ = other.network
+    same = tuned_on(tmp_path / "same", f"someone/{tiny_llm_folder.name.upper()}", adapter_folder)
+    _ = make_llm(adapter=same).network  # warnings are errors
+
+
+@PEFT
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name: name.replace("model.model.", "model.language_model.model."), "8 of its 8"),
+        (lambda name: name.replace("q_proj", "o_proj"), "4 of its 8 weights have no place"),
+        (lambda name: "" if "layers.1" in name else name, r"0 of its 4 .* and 4 places stay"),
+        (lambda name: name.replace("layers.1", "layers.7"), "4 of its 8 weights have no place"),
+    ],
+)
+def test_an_adapter_whose_keys_do_not_match_is_refused(
+    make_llm, adapter_folder, tmp_path, change, message
+):
+    """The base's scores were once told under the adapter's name."""
+    shutil.copytree(adapter_folder[0], tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file({change(k): v for k, v in load_file(path).items() if change(k)}, path)
+    with pytest.raises(InputError, match=rf"the adapter .* does not fit the model: {message}"):
+        _ = make_llm(adapter=str(tmp_path / "a")).network
+
+
+@PEFT
+def test_an_adapter_that_is_no_numbers_is_refused(make_llm, adapter_folder, tmp_path):
+    shutil.copytree(adapter_folder[0], tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file({name: weight * math.nan for name, weight in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="holds weights that are not finite, base_model"):
+        _ = make_llm(adapter=str(tmp_path / "a")).network
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n"
+
+
+@PEFT
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "adapter"])
+def test_a_pointer_in_place_of_a_file_is_named(
+    make_llm, adapter_folder, tiny_llm_folder, tmp_path, name
+):
+    """What a clone without git-lfs leaves was once a traceback about headers."""
+    source = adapter_folder[0] if name == "adapter" else tiny_llm_folder
+    shutil.copytree(source, tmp_path / "copy")
+    name = "adapter_model.safetensors" if name == "adapter" else name
+    (tmp_path / "copy" / name).write_bytes(POINTER)
+    llm = HuggingFaceLanguageModel(str(tmp_path / "copy"), dtype="float32")
+    if name == "adapter_model.safetensors":
+        llm = make_llm(adapter=str(tmp_path / "copy"))
+    with pytest.raises(InputError, match=rf"{name} is a pointer of git-lfs .*git lfs pull"):
+        llm.generate(["a"])
+
+
+def test_weights_that_are_cut_short_are_named(tiny_llm_folder, tmp_path):
+    shutil.copytree(tiny_llm_folder, tmp_path / "copy")
+    weights = tmp_path / "copy/model.safetensors"
+    for size in (0, 4, 5000):
+        weights.write_bytes(weights.read_bytes()[:size] if size else b"")
+        with pytest.raises(InputError, match="cannot load the language model") as caught:
+            HuggingFaceLanguageModel(str(tmp_path / "copy"), dtype="float32").generate(["a"])
+        one_sentence(str(caught.value))
+        shutil.copy(tiny_llm_folder / "model.safetensors", weights)

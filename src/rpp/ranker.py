@@ -95,6 +95,8 @@ class Ranker:
                 f"decoding {decoding!r} needs the candidates in the prompt: set"
                 " environment.show_candidates to true or environment.decoding to likelihood"
             )
+        if seed < 0:
+            raise InputError(f"environment.seed is {seed}: it must be 0 or more")
         cache = ReplyCache(None) if cache is None else cache
         self.llm = CachedLanguageModel(llm, cache, Meter(max_calls))
         self.decoding = decoding

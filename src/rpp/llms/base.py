@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rpp.types import InputError, LanguageModelError
+
+
+def check_sampling(
+    temperature: float | None, top_p: float | None, max_new_tokens: int, seed: int
+) -> None:
+    """Refuse settings of a reply's sampling that are out of range.
+
+    Raises:
+        InputError: If one is.
+    """
+    wrong = {
+        f"temperature is {temperature}: it must be 0 (greedy) or more": (
+            temperature is not None and not 0 <= temperature < math.inf
+        ),
+        f"top_p is {top_p}: it must be above 0 and at most 1": (
+            top_p is not None and not 0 < top_p <= 1
+        ),
+        f"max_new_tokens is {max_new_tokens}: it must be at least 1": max_new_tokens < 1,
+        f"seed is {seed}: it must be from 0 to 2^63 - 1": not 0 <= seed < 2**63,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise InputError(message)
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rpp.llms.base import LanguageModel
+from rpp.llms.base import LanguageModel, check_sampling
 from rpp.llms.content import content_name
 from rpp.llms.decoder import Decoder
 from rpp.llms.decoding import BatchDecoding, Sampling
@@ -71,6 +71,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         share_prefixes: bool = True,
     ) -> None:
         super().__init__()
+        check_sampling(temperature, top_p, max_new_tokens, seed)
         self.model_name = model
         self.revision = revision
         self.files = ModelFiles(model, revision)
@@ -144,6 +145,11 @@ class HuggingFaceLanguageModel(LanguageModel):
             AutoTokenizer.from_pretrained, padding_side="left"
         )
         if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise InputError(
+                    f"the tokenizer of {self.model_name!r} has neither an end-of-text nor a padding"
+                    " token: name one as eos_token in its tokenizer_config.json"
+                )
             tokenizer.pad_token = tokenizer.eos_token
         if self.template == "chat" and not tokenizer.chat_template:
             raise InputError(

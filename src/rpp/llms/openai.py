@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from rpp.llms.base import LanguageModel, Usage
+from rpp.llms.base import LanguageModel, Usage, check_sampling
 from rpp.llms.budget import Budget
 from rpp.llms.chat import ChatClient
 from rpp.llms.grammar import permutation_grammar
@@ -82,6 +82,13 @@ class OpenAILanguageModel(LanguageModel):
     ) -> None:
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}: at least one request must be allowed")
+        check_sampling(temperature, top_p, max_new_tokens, seed)
+        for name, value, least in (
+            ("timeout", timeout, 0.001), ("max_retries", max_retries, 0),
+            ("top_logprobs", top_logprobs, 1),
+        ):  # fmt: skip
+            if not value >= least:
+                raise InputError(f"{name} is {value}: it must be at least {least}")
         self.chat = ChatClient(
             model,
             base_url or os.environ.get("OPENAI_BASE_URL") or None,

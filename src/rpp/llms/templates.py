@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from rpp.llms.base import first_line
+from rpp.types import InputError
 
 Template = Literal["chat", "alpaca", "none"]
 
@@ -25,16 +29,35 @@ class PromptTokenizer:
         self.template = template
 
     def render(self, prompt: str) -> str:
-        """A prompt inside its template, up to where the reply begins."""
+        """A prompt inside its template, up to where the reply begins.
+
+        Raises:
+            InputError: If the chat template fails, or has no place for the prompt.
+        """
         if self.template == "chat":
-            return str(
+            return self._chat(prompt)
+        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+
+    def _chat(self, prompt: str) -> str:
+        try:
+            text = str(
                 self.tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],
                     tokenize=False,
                     add_generation_prompt=True,
                 )
             )
-        return ALPACA.format(prompt=prompt) if self.template == "alpaca" else prompt
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise self._refusal(f"cannot be filled ({first_line(error)})") from error
+        if prompt.strip()[:20] not in text:
+            raise self._refusal("leaves the prompt out")
+        return text
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(
+            f"the chat template of {self.tokenizer.name_or_path!r} {what}: set"
+            " environment.llm.init_args.template to alpaca or none, or mend the template"
+        )
 
     @property
     def _adds_special(self) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from rpp.assets import resolve_model
@@ -18,6 +22,14 @@ from rpp.types import InputError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
 DeviceMap = str | dict[str, str | int]
+
+
+UNREADABLE = (OSError, ValueError, SafetensorError, UnpicklingError, EOFError)
+"""What reading files of weights raises where they are missing, damaged or something else."""
+
+
+POINTER = b"version https://git-lfs"
+"""How the pointers begin that a clone without git-lfs leaves in place of large files."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,10 @@ class ModelFiles:
         Raises:
             InputError: If there is no such model, or its files cannot be read.
         """
+        refuse_pointers(self.path)
         try:
             return load(self.path, revision=self.revision, **options)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise InputError(
                 f"cannot load the language model {self.name!r}: {first_line(error)}"
                 " Check the name or folder; for a gated model accept its licence on huggingface.co"
@@ -126,7 +139,8 @@ def _quantization_config(
 
 def _with_adapter(network: PreTrainedModel, model: str, adapter: str, *, merge: bool) -> Any:
     """The network with an adapter, merged into the weights unless these are quantised."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     if any(weight.is_meta for weight in network.parameters()):
         raise InputError(
@@ -134,11 +148,64 @@ def _with_adapter(network: PreTrainedModel, model: str, adapter: str, *, merge: 
             " device_map puts a part elsewhere: use more GPUs or quantization: 4bit, or"
             " merge the adapter into the model first"
         )
+    refuse_pointers(adapter)
     try:
-        adapted: Any = PeftModel.from_pretrained(network, adapter)
-    except (OSError, ValueError, RuntimeError) as error:  # the last: of another model
+        config = PeftConfig.from_pretrained(adapter)
+        weights = load_peft_weights(adapter, device="cpu")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted: Any = PeftModel.from_pretrained(network, adapter)
+    except (*UNREADABLE, RuntimeError) as error:  # the last: of another model
         raise InputError(f"cannot load the adapter {adapter!r}: {first_line(error)}") from error
+    places = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    _check_adapter(adapter, weights, places)
+    if config.base_model_name_or_path and not _is_base(config.base_model_name_or_path, model):
+        warnings.warn(
+            f"the adapter {adapter!r} was tuned on {config.base_model_name_or_path!r}, and"
+            f" environment.llm.init_args.model is {model!r}: unless these are the same weights, the"
+            " scores are worth nothing",
+            stacklevel=2,
+        )
     return adapted.merge_and_unload() if merge else adapted.get_base_model()
+
+
+def _check_adapter(adapter: str, weights: Mapping[str, torch.Tensor], places: set[str]) -> None:
+    """Refuse an adapter of which a part has no place, or that is no numbers."""
+    wanted = {name for name in places if "lora_" in name}
+    given = {name for name in weights if "lora_" in name}
+    if wanted != given:
+        odd = min(given - wanted or wanted - given)
+        raise InputError(
+            f"the adapter {adapter!r} does not fit the model: {len(given - wanted)} of its"
+            f" {len(given)} weights have no place in it and {len(wanted - given)} places stay"
+            f" empty, {odd} for one; use the model it was tuned on"
+        )
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"the adapter {adapter!r} holds weights that are not finite, {name} for one: tune"
+                " it anew with a lower learning rate"
+            )
+
+
+def _is_base(named: str, model: str) -> bool:
+    """Whether an adapter names a model as its base; folders and owners may differ."""
+    return Path(named).name.casefold() == Path(model).name.casefold()
+
+
+def refuse_pointers(name: str) -> None:
+    """Refuse a folder in which pointers of git-lfs lie in place of files.
+
+    Raises:
+        InputError: If there is one.
+    """
+    files = [file for file in sorted(Path(name).glob("*")) if file.is_file()]
+    for file in files:
+        if file.stat().st_size < 1024 and file.read_bytes().startswith(POINTER):
+            raise InputError(
+                f"{file} is a pointer of git-lfs and not the file itself: run `git lfs pull` in its"
+                " folder, or download it"
+            )
 
 
 def free_bytes(gpus: Iterable[torch.device]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rpp.prompts.options import Answer
+from rpp.prompts.options import Answer, filled
 from rpp.prompts.patterns import SENTENCES, Patterns
 from rpp.types import Episode, InputError, Item
 
@@ -113,7 +113,7 @@ def _compose(
     refine: Callable[[str], str],
 ) -> Prompt:
     def fill(text: str) -> str:
-        return text.replace("{n_candidates}", str(len(episode.candidates)))
+        return filled(text, {"n_candidates": len(episode.candidates)})
 
     options = patterns.chosen(actions)
     chosen = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}

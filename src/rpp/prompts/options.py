@@ -13,6 +13,25 @@ Answer = Literal["titles", "identifiers"]
 """What a reply is asked to consist of."""
 
 
+_PLACEHOLDER = re.compile(r"{{|}}|{([^{}]*)}")
+
+
+def placeholders(text: str) -> list[str]:
+    """Names of a sentence's placeholders; ``{{`` and ``}}`` stand for braces."""
+    return [match[1] for match in _PLACEHOLDER.finditer(text) if match[1] is not None]
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """A sentence with its placeholders filled; one that is not among the values stays."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0][0]
+        return str(values.get(match[1], match[0]))
+
+    return _PLACEHOLDER.sub(replace, text)
+
+
 @dataclass(frozen=True)
 class HistoryPattern:
     """How many of the most recent interactions are shown (paper, section 3.2.2).
@@ -81,7 +100,7 @@ class ProfilePattern:
             raise InputError(f"the profile tells nothing: give any of {', '.join(PROFILE)}")
         for part in self.parts:
             text = getattr(self, part)
-            if re.findall(r"{([^{}]*)}", text) != [part]:
+            if placeholders(text) != [part]:
                 raise InputError(
                     f"the profile's {part} is worded {text!r}: write {{{part}}} once, where it goes"
                 )
@@ -106,7 +125,7 @@ class ProfilePattern:
     def sentence(self, action: int, profile: Mapping[str, str]) -> str:
         """What an action tells about a user; a part that is not known of them is left out."""
         return " ".join(
-            getattr(self, part).replace(f"{{{part}}}", " ".join(profile[part].split()))
+            filled(getattr(self, part), {part: " ".join(profile[part].split())})
             for part in self.actions[action]
             if part in profile
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from rpp.prompts.options import (
     HistoryPattern,
     ManualPrompt,
     ProfilePattern,
+    placeholders,
 )
 from rpp.prompts.reading import (
     entries,
@@ -71,11 +71,12 @@ class Patterns:
             if not getattr(self, name):
                 raise InputError(f"the pattern {name!r} has no sentence: give at least one")
         for sentence in self.texts():
-            unknown = set(re.findall(r"{([^{}]*)}", sentence)) - PLACEHOLDERS
+            unknown = set(placeholders(sentence)) - PLACEHOLDERS
             if unknown:
                 raise InputError(
                     f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: only"
-                    f" {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled"
+                    f" {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
+                    " and {{ and }} stand for braces"
                 )
         if self.manual is not None:
             self._check_manual(self.manual)

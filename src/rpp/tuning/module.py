@@ -206,9 +206,20 @@ class RankingAdapter(LightningModule):
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
             loss = loss + self.listwise_weight * listwise.to(loss.dtype)
-        self.n_sequences += int(all_reduce_sum(torch.tensor(len(batch), device=self.device)))
+        counts = torch.tensor([len(batch), not loss.isfinite()], device=self.device)
+        n_sequences, n_broken = all_reduce_sum(counts).tolist()
+        if n_broken:  # in every process, else the others would wait for this one
+            raise self._broken("the loss is")
+        self.n_sequences += n_sequences
         self.log("train/sequences", float(self.n_sequences), batch_size=len(batch))
         return loss
+
+    def _broken(self, what: str) -> InputError:
+        return InputError(
+            f"{what} not finite after {self.n_sequences} sequences: lower model.lr, which is"
+            f" {self.lr:g}, or use trainer.precision 32-true; what {self.adapter_dir} holds is"
+            " untouched"
+        )
 
     def encode(self, instruction: Instruction) -> tuple[list[int], list[bool]]:
         """Tokens of prompt and reply, and which of them are learnt."""
@@ -271,7 +282,14 @@ class RankingAdapter(LightningModule):
     # -- validation --------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """A fresh ranker: what the model answered before it changed is of no use."""
+        """A fresh ranker: what the model answered before it changed is of no use.
+
+        Raises:
+            InputError: If weights are not finite: there is nothing to be ranked or kept.
+        """
+        weights = (weight for name, weight in self.network.named_parameters() if "lora_" in name)
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise self._broken("weights of the adapter are")
         self.val_ranker = Ranker(
             self.llm,
             self.decoding,
