@@ -58,8 +58,8 @@ class Record(Callback):
         (self.folder / f"fit_{rank}.json").write_text(json.dumps(record))
 
     def on_test_end(self, trainer, pl_module):
-        record = {name: ranks.tolist() for name, ranks in pl_module.results.items()}
-        record["replies"] = dict(pl_module.replies)
+        record = {name: ranks.tolist() for name, ranks in pl_module.test_results.ranks.items()}
+        record["replies"] = dict(pl_module.test_results.replies)
         record["own_calls"] = pl_module.ranker.counters.calls
         (self.folder / f"test_{trainer.global_rank}.json").write_text(json.dumps(record))
 
