@@ -69,7 +69,7 @@ class Stub:
         }
         text = json.dumps(
             {
-                **{"id": "x", "object": "chat.completion", "created": 0, "model": "stub"},
+                **{"id": "x", "object": "chat.completion", "created": 0, "model": "m"},
                 "choices": [choice],
                 "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
             }

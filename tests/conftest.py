@@ -18,7 +18,7 @@ from patterns_setup import MINIMAL, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
-pytest.register_assert_rewrite("contracts", "helpers")
+pytest.register_assert_rewrite("contracts", "two_processes")
 
 from rich.console import Console  # noqa: E402 (after the environment is set)
 from tiny_models import TITLES, byte_level_tokenizer, save_llm  # noqa: E402

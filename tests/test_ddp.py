@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from pipeline import PATTERNS, HashEncoder, MadeUpUsers, environment, module, trainer
 from safetensors.torch import load_file, save_file
+from two_processes import run_two
 
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.callbacks.predictions import Predictions
@@ -59,8 +58,8 @@ class Record(Callback):
         (self.folder / f"fit_{rank}.json").write_text(json.dumps(record))
 
     def on_test_end(self, trainer, pl_module):
-        record = {name: ranks.tolist() for name, ranks in pl_module.results.items()}
-        record["replies"] = dict(pl_module.replies)
+        record = {name: ranks.tolist() for name, ranks in pl_module.test_results.ranks.items()}
+        record["replies"] = dict(pl_module.test_results.replies)
         record["own_calls"] = pl_module.ranker.counters.calls
         (self.folder / f"test_{trainer.global_rank}.json").write_text(json.dumps(record))
 
@@ -154,30 +153,7 @@ def one(tmp_path_factory):
 def two(tmp_path_factory):
     """Folder of what two processes end with."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    settings = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=os.environ | settings | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, text in zip(running, said, strict=True):
-        assert process.returncode == 0, text
+    said = run_two(__file__, str(folder))
     (folder / "said.txt").write_text(said[1])
     return folder
 

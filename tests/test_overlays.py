@@ -11,9 +11,9 @@ import torch
 import yaml
 from cli_setup import RAW, ROOT, command, files_with, weights
 
+from rpp.callbacks.environment import RewardEnvironment
 from rpp.cli import main, run
 from rpp.learners.rpp import RPP
-from rpp.metrics import chance
 from rpp.types import InputError
 
 LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
@@ -47,7 +47,7 @@ def test_every_data_overlay(here, monkeypatch, custom_csv, data):
 
 @pytest.mark.parametrize("llm", LLMS)
 def test_every_llm_overlay(here, llm, tiny_llm_folder, server):
-    """Each one's keys parse and run, with the tiny model in the place of its weights."""
+    """Each one's keys reach the model and the ranker, and it is asked; tiny weights stand in."""
     overlay = yaml.safe_load((ROOT / f"conf/llm/{llm}.yaml").read_text())
     kind = overlay["environment"]["llm"]["class_path"]
     options = ["--config", f"conf/llm/{llm}.yaml"]
@@ -57,30 +57,37 @@ def test_every_llm_overlay(here, llm, tiny_llm_folder, server):
         options += ["--environment.llm.max_new_tokens", "8", "--environment.llm.adapter", "null"]
     if kind.endswith("OpenAILanguageModel"):
         options += ["--environment.llm.base_url", f"http://127.0.0.1:{server.server_port}/v1"]
-    main(command("fit", *options, "--trainer.fast_dev_run", "true"))
+    made = main(command("fit", *options, "--trainer.fast_dev_run", "true"))
+    (used,) = (c for c in made.trainer.callbacks if isinstance(c, RewardEnvironment))
+    given = overlay["environment"]["llm"]["init_args"]
+    kept = {"temperature", "template", "concurrency"} & given.keys()
+    assert type(used.llm).__name__ == kind.rpartition(".")[2]
+    assert {name: getattr(used.llm, name) for name in kept} == {name: given[name] for name in kept}
+    assert used.decoding == overlay["environment"]["decoding"]
+    assert len(made.model.train_steps) == made.model.n_steps
+    rankings = [ranking for step in made.model.train_steps for ranking in step.rankings]
+    assert len(rankings) == made.model.n_steps * 6
+    assert not any(ranking.failed for ranking in rankings)
+    assert all(ranking.reply for ranking in rankings)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_every_control_overlay(here, control):
-    """Run as the README says, its scores within chance on the made-up users.
+    """Run as the README says: the control is what answers, and every row is written.
 
     An overlay once named its function where the parser wanted text; the model then answered with
-    an error message, which scores chance too. Hence the look at what the replies were.
+    an error message, which scores chance too. That controls score chance: ``test_controls.py``.
     """
     overlay = yaml.safe_load((here / "small.yaml").read_text())
     del overlay["environment"]["llm"]
-    overlay["data"]["init_args"] |= {"n_test_users": 400, "batch_size": 100}
     (here / "small.yaml").write_text(yaml.safe_dump(overlay))
     options = ["--config", f"conf/controls/{control}.yaml", "--trainer.max_epochs", "1"]
     main(command("fit", *options))
     main(command("test", *options))
     record = json.loads((here / f"results/{control}/results.json").read_text())
-    table = {row["name"]: row["scores"] for row in record["rows"]}
     kind = {"says_nothing": "unusable", "names_one_position": "repaired"}.get(control, "valid")
-    assert record["replies"] == {kind: 400}  # the control itself was asked
-    for row in ("RPP", "best static prompt"):
-        low, high = table[row]["ndcg@10"]["low"] - 0.02, table[row]["ndcg@10"]["high"] + 0.02
-        assert low <= chance("ndcg@10", 10) <= high
+    assert record["replies"] == {kind: 20}  # the control itself was asked
+    assert {"RPP", "best static prompt"} <= {row["name"] for row in record["rows"]}
 
 
 ANOTHER = {

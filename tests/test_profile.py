@@ -270,6 +270,10 @@ def test_a_profile_that_is_fixed_to_nothing_needs_no_profiles(tmp_path):
     users = WithProfiles((), n_train=4, n_validation=2, n_test=2)
     model = with_encoder(RPP(patterns=FILE, learn=["role"], n_steps=1, n_static_prompts=1))
     trainer(tmp_path, environment(copies_the_list), max_epochs=1).fit(model, users)
+    (step,) = model.train_steps
+    assert {prompt.sentences[-1] for prompt in step.prompts} == {""}  # of the profile
+    assert {prompt.sentences[0] for prompt in step.prompts} <= set(PATTERNS.role)
+    assert len(step.prompts) == 4
 
 
 def test_profile_pattern_by_hand():
