@@ -1,4 +1,4 @@
-"""Names of models and adapters by what is in them."""
+"""Fingerprints of models and adapters by their content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rpp.llms.tuned import ABOUT
 
 
 def content_name(name: str) -> str:
-    """A hub id as it is; a local folder by what lies in it."""
+    """A hub id unchanged; a local folder by the hash of its files."""
     folder = Path(name)
     if not folder.is_dir():
         return name
