@@ -1,4 +1,4 @@
-"""Frozen text encoders: what agents read of a prompt, and text baselines of a title."""
+"""Frozen text encoders, of prompts for the agents and of titles for the text baselines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_TEXTS = 8
 """Texts encoded at once."""
 
 TOKEN_STEP = 8
-"""Texts are padded to a multiple of so many tokens."""
+"""Texts are padded to a multiple of this number of tokens."""
 
 
 class PromptEncoder:
@@ -31,8 +31,8 @@ class PromptEncoder:
     Args:
         model: ``minilm-l6`` (embedded, fetched once), a local folder or a hub id such as
             ``bert-base-uncased`` (the paper's).
-        max_tokens: Longer prompts are cut here; BERT reads no more than 512.
-        n_kept: Encodings remembered.
+        max_tokens: Longer prompts are truncated; BERT reads at most 512.
+        n_kept: Number of cached encodings.
         pooling: ``mean`` of all tokens' outputs, or that of the first token, ``cls``.
     """
 
@@ -84,8 +84,8 @@ class PromptEncoder:
         """Encode texts.
 
         Returns:
-            Shape ``(B, E)``, on the CPU, without gradient; a row depends on its text alone, to the
-            last bit.
+            Shape ``(B, E)``, on the CPU, without gradient; a row depends only on its own text,
+            bit for bit.
         """
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
             self._known.update(zip(new, self._encode(new), strict=True))
@@ -97,10 +97,10 @@ class PromptEncoder:
         return rows
 
     def _encode(self, texts: list[str]) -> Tensor:
-        """Encode texts in batches of one shape for all texts of like lengths.
+        """Encode texts in batches of one shape for all texts of similar lengths.
 
-        Another shape is another order of additions. A resumed run meets a text beside others than
-        the run it goes on with did, and is to end with the same numbers.
+        The shape decides the order of additions. A resumed run may encode a text in another batch
+        than the original run did, and must end with the same numbers.
         """
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_tokens).input_ids
         rows_of_width: dict[int, list[int]] = {}
@@ -135,20 +135,20 @@ class PromptEncoder:
 
 @lru_cache(maxsize=1)
 def shared_encoder(model: str) -> PromptEncoder:
-    """The prompt encoder of that name: policies that are compared encode the same sentences."""
+    """The shared prompt encoder of that name: compared policies encode the same sentences."""
     return PromptEncoder(model)
 
 
 def encode_parts(
     encode: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]
 ) -> Tensor:
-    r"""Encode prompts by the sentences, headings and titles they are put together from.
+    r"""Encode prompts as the weighted mean over their sentences, headings and titles.
 
     .. math:: e_p = \sum_{s \in p} |s| \, \mathrm{BERT}(s) \, / \sum_{s \in p} |s|
 
-    Each part counts by its length :math:`|s|` in signs, as it does in the mean over the tokens of
-    a whole prompt, but no part sees another. Prompts differ, their parts recur: while encoding
-    whole prompts costs more than everything else the learner does, here nothing is encoded twice.
+    Each part is weighted by its length :math:`|s|` in characters, similar to the mean over the
+    tokens of a whole prompt, but without attention between parts. Parts recur across prompts and
+    are encoded once each; encoding whole prompts costs more than the rest of the learner.
 
     Args:
         encode: Texts to their encodings, ``(S, E)``.

@@ -1,6 +1,6 @@
 """Ranking metrics, one value per user, and their bootstrap intervals (paper, section 4.1).
 
-Every episode has one relevant candidate, so each metric is a function of the target's rank alone.
+Every episode has one relevant candidate, so each metric is a function of the target's rank only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def target_ranks(
 
     Returns:
         Shape ``(B,)``; ``inf`` where the target was not retrieved, ``nan`` where the language
-        model failed, so that nobody takes a lost connection for a bad ranking.
+        model failed: a lost connection is not a bad ranking.
 
     Raises:
         ValueError: If the numbers of rankings and episodes differ.
@@ -54,7 +54,7 @@ def ndcg(ranks: Tensor, k: int) -> Tensor:
 
     Args:
         ranks: Rank :math:`q` of each target, from 1; any shape; ``nan`` stays ``nan``.
-        k: Length of the list that counts.
+        k: Cut-off rank.
     """
     return _within(ranks, k, 1 / torch.log2(ranks + 1))
 
@@ -86,7 +86,7 @@ METRICS = {
 
 
 CHANCE = "chance"
-"""Name of the row that says what a ranking by lot scores."""
+"""Name of the row with the expected scores of a random ranking."""
 
 
 def chance(name: str, n_candidates: int) -> float:
@@ -98,7 +98,7 @@ def chance(name: str, n_candidates: int) -> float:
 def chance_interval(
     name: str, n_candidates: int, n_users: int, confidence: float
 ) -> tuple[float, float]:
-    r"""Where the mean over users lies if every target's rank is uniform on ``1..n_candidates``.
+    r"""Interval of the mean over users if every target's rank is uniform on ``1..n_candidates``.
 
     .. math:: \mu \pm z \sigma / \sqrt{n}
 
@@ -121,7 +121,7 @@ def chance_interval(
 
 
 RESAMPLES_AT_ONCE = 250
-"""Resamples in memory together: they hold a number for every user each."""
+"""Bootstrap resamples held in memory at once; each has one number per user."""
 
 
 class Interval(NamedTuple):
@@ -133,7 +133,7 @@ class Interval(NamedTuple):
 
 
 def chance_row(n_candidates: int) -> dict[str, Interval]:
-    """What chance scores, known exactly, in the form of any other row of a table."""
+    """The exact expected scores of chance, in the form of a table row."""
     return {name: Interval(*[chance(name, n_candidates)] * 3) for name in METRICS}
 
 
@@ -168,7 +168,7 @@ def paired_difference(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> Interva
 
 
 def paired_p_value(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> float:
-    """Two-sided p-value of no difference: signs of each user's difference exchanged at random.
+    """Two-sided p-value of a paired sign-flip permutation test.
 
     Args:
         ours: One value per user, shape ``(B,)``; users with ``nan`` on either side are left out.
@@ -176,7 +176,7 @@ def paired_p_value(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> float:
         seed: Of the resampling.
 
     Returns:
-        1 if no user differs, or if there is a single one: either sign is as extreme.
+        1 if no user differs, or if there is only one user: both signs are equally extreme.
     """
     difference = (ours - theirs).numpy()
     difference = difference[np.isfinite(difference)]

@@ -1,8 +1,8 @@
-"""What several learner processes tell each other.
+"""Collective operations of several learner processes.
 
-Each plays its part of every batch of users (``rpp.data.shares``); what depends on the whole batch
-is put together here. All processes have to make the same calls in the same order. A process that
-is alone gets back what it gave.
+Each process plays its share of every batch of users (``rpp.data.shares``); quantities of the whole
+batch are reduced or gathered here. All processes have to make the same calls in the same order.
+With a single process every operation returns its input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_single_process() -> bool:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sums over the processes, entry by entry."""
+    """Elementwise sums over the processes."""
     if is_single_process():
         return values
     total = values.detach().clone()
@@ -36,14 +36,14 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_mean(values: Tensor, n: int) -> Tensor:
-    """Means over what all processes have, from each one's own.
+    """Means over the entries of all processes, from the mean of each process.
 
     Args:
-        values: Means over what this process has; any shape, finite.
-        n: How many it has; 0 leaves it out.
+        values: Means over the entries of this process; any shape, finite.
+        n: Number of these entries; 0 leaves the process out.
 
     Returns:
-        The same shape; 0 if no process has any.
+        The same shape; 0 if no process has any entries.
     """
     if is_single_process():
         return values
@@ -52,11 +52,11 @@ def all_reduce_mean(values: Tensor, n: int) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], n: int) -> None:
-    """Make the gradients of each process's mean loss those of the mean over all processes.
+    """Average gradients over processes, weighted by their numbers of entries.
 
     Args:
-        parameters: The same ones have a gradient in every process.
-        n: Entries of this process's mean.
+        parameters: The same parameters have a gradient in every process.
+        n: Number of entries in the mean loss of this process.
     """
     if is_single_process():
         return
@@ -67,14 +67,14 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], n: int) -> None:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, those of the first one first; numbers of rows may differ."""
+    """The rows of all processes, in order of rank; the numbers of rows may differ."""
     if is_single_process():
         return rows
     return torch.cat(gather_all_tensors(rows.to(_device()))).to(rows.device)
 
 
 def gather(own: Any) -> list[Any]:
-    """What each process has, the first one's first; it travels as JSON."""
+    """The objects of all processes, in order of rank; they are sent as JSON."""
     if is_single_process():
         return [own]
     text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
@@ -82,12 +82,12 @@ def gather(own: Any) -> list[Any]:
 
 
 def ask_together(ask: Callable[[], Result]) -> Result:
-    """Ask a language model in every process; if one gets no answer, none goes on.
+    """Ask a language model in every process; if one gets no answer, all stop.
 
-    Otherwise the others would wait for it without end.
+    Otherwise the others would wait for it forever.
 
     Raises:
-        InputError: What one of the processes met.
+        InputError: The error of one of the processes.
         LanguageModelError: Likewise, a :class:`LanguageModelStop` first.
     """
     if is_single_process():
@@ -106,16 +106,16 @@ def ask_together(ask: Callable[[], Result]) -> Result:
 
 
 _KINDS = (RuntimeError, LanguageModelError, LanguageModelStop, InputError)
-"""What processes tell each other of, each kind before those that are graver or more special."""
+"""Errors shared between processes, more severe or more specific kinds later."""
 
 
 def _gravity(error: Exception) -> int:
-    """The place of an error's kind; a kind that is not named counts as the first."""
+    """Index of an error's kind; an unlisted kind counts as the first."""
     return max((place for place, kind in enumerate(_KINDS) if isinstance(error, kind)), default=0)
 
 
 def _device() -> torch.device:
-    """Where tensors must lie to travel."""
+    """The device from which tensors can be sent."""
     if distributed.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

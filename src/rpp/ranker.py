@@ -38,7 +38,7 @@ TEMPLATE_TOKENS = 128
 
 @dataclass
 class Counters:
-    """What ranking has cost and how well replies were understood, since the run began."""
+    """Cost of ranking and parsing results, since the start of the run."""
 
     calls: int = 0
     cache_hits: int = 0
@@ -59,22 +59,22 @@ class Counters:
 
 
 class Ranker:
-    """A language model, a way to read rankings out of it, and the count of both.
+    """A language model, a decoding of rankings, and counters.
 
     Args:
         llm: The frozen language model.
-        decoding: ``generate``: free text, parsed (the paper). ``constrained``: only identifiers
-            not yet used can be written. ``first_token``: candidates by the log-probability of
-            their identifier as the reply's first token. ``likelihood``: candidates by the
-            log-probability of their title as the reply's first line.
+        decoding: ``generate``: free text, parsed (the paper). ``constrained``: only
+            unused identifiers can be generated. ``first_token``: candidates by the
+            log-probability of their identifier as the reply's first token. ``likelihood``:
+            candidates by the log-probability of their title as the reply's first line.
         show_candidates: Whether prompts list the candidates. Only ``likelihood`` can do without;
             its ranking is then free of position bias by construction.
         per_character: Whether ``likelihood`` divides a title's log-probability by its length.
             Without, long titles are at a disadvantage, unless the model is tuned to know how
             likely each title is as a whole.
         layout: Order of a prompt's parts, see :class:`rpp.prompts.compose.Display`.
-        seed: Seed of the order in which candidates that a reply leaves out are appended.
-        cache: Where replies are kept; by default in memory for this run.
+        seed: Seed of the order in which candidates missing from a reply are appended.
+        cache: The reply cache; by default in memory for this run.
         max_calls: Calls to the language model after which the run ends.
     """
 
@@ -111,7 +111,7 @@ class Ranker:
 
     @property
     def counters(self) -> Counters:
-        """Reply counts and costs so far, those of models that share the count included."""
+        """Reply counts and costs so far, including models with shared counters."""
         meter = self.llm.meter
         return Counters(
             **{
@@ -130,7 +130,7 @@ class Ranker:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What its rankings depend on: the model by its fingerprint, and how it is asked."""
+        """Settings its rankings depend on, with the model's fingerprint."""
         return {
             "language model": self.llm.fingerprint,
             "decoding": self.decoding,
@@ -168,8 +168,8 @@ class Ranker:
             model failed.
 
         Raises:
-            LanguageModelError: If it failed for every one of several users, so that going on
-                would teach nothing. What was answered before is in the cache.
+            LanguageModelError: If it failed for all of several users; earlier replies are in the
+                cache.
         """
         started = perf_counter()
         texts = [prompt.text for prompt in prompts]

@@ -1,6 +1,6 @@
-"""What travels between packages: items, episodes, rankings.
+"""Types shared by all packages: items, episodes, rankings, choices, errors.
 
-Every type refuses nonsense when it is made, so that no later stage has to check again.
+Every type validates its fields, so that no later stage has to check again.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ MAX_SEED = 2**63 - 1
 """The largest seed that every generator takes."""
 
 PROFILE = ("gender", "age", "occupation")
-"""What may be known of a user: the keys of :attr:`Episode.profile`."""
+"""User attributes: the keys of :attr:`Episode.profile`."""
 
 ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
-"""How a ranking was obtained: the reply named every candidate, some, none, or never came."""
+"""Whether the reply named all candidates, some, none, or the call failed."""
 
 
 class InputError(Exception):
-    """Something the user gave is wrong; the message is one sentence naming value and remedy."""
+    """An input of the user is invalid; the message is one sentence with value and remedy."""
 
 
 class LanguageModelError(RuntimeError):
     """A call got no answer: lost connection, timeout, refusal, out of memory.
 
-    Raised, it stands for the whole batch; returned in place of a reply, for one prompt. Either
-    way the prompt counts as failed, is left out of the update and asked again next time; it is
-    never a reward of 0.
+    Raised for a whole batch, or returned instead of the reply of one prompt. Either way the
+    prompt counts as failed, is masked in the update and asked again next time; it is never a
+    reward of 0.
     """
 
 
 class LanguageModelStop(LanguageModelError):
-    """Nothing will be answered any more in this run: a budget is spent, a key refused.
+    """No further call of this run will be answered: the budget is spent or the key refused.
 
-    Given in place of a reply like its base class, it ends the run with its message as soon as
-    what else was answered is kept.
+    Returned instead of a reply, like its base class. It ends the run with its message as soon as
+    the other replies are cached.
     """
 
 
@@ -63,7 +63,7 @@ _scoring: ContextVar[bool] = ContextVar("final_scoring", default=False)
 
 @contextmanager
 def final_scoring() -> Iterator[None]:
-    """Permit reading the targets of test episodes; opened by the test step's scoring alone."""
+    """Permit reading the targets of test episodes; used only by the final scoring."""
     token = _scoring.set(True)
     try:
         yield
@@ -90,7 +90,7 @@ class Episode:
         withheld: Position of the target in ``candidates``, from 0. Read :attr:`target` instead.
         split: Which interaction is withheld. Only ``"test"`` is guarded.
         user_id: The user's name in the raw data.
-        profile: What is known of the user (gender, age, occupation), possibly nothing.
+        profile: Known attributes of the user (gender, age, occupation), possibly none.
 
     Raises:
         InputError: If the history is empty, the target is no position of the list, an item stands
@@ -143,7 +143,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Ranking:
-    """An answer of the ranker for one episode.
+    """The ranker's answer for one episode.
 
     Attributes:
         order: Positions in ``Episode.candidates``, best first: a permutation of all ``M``, or
@@ -172,7 +172,7 @@ class Ranking:
 
     @property
     def failed(self) -> bool:
-        """Whether no reply came, so that there is nothing to reward."""
+        """Whether the call failed, so that there is no reward."""
         return self.status == "failed"
 
 
@@ -188,10 +188,10 @@ class Choice:
 
 
 def arbitrary_order(episode: Episode, seed: int) -> list[int]:
-    """Candidate positions in an order that knows neither the target nor what was displayed.
+    """Candidate positions in an order independent of target and display.
 
-    Used for candidates that a reply leaves out and to break ties. It depends on the seed, the
-    user and the set of candidates alone.
+    Used for candidates missing from a reply and to break ties. It depends only on the seed, the
+    user and the set of candidates.
     """
     by_item = sorted(range(len(episode.candidates)), key=lambda k: episode.candidates[k].index)
     rng = np.random.default_rng([seed, crc32((episode.user_id or str(episode.user)).encode())])
@@ -208,7 +208,7 @@ def status_of(n_named: int, n_candidates: int) -> ReplyStatus:
 
 
 def failed_ranking(reason: str) -> Ranking:
-    """The ranking that stands for a language-model call without an answer."""
+    """The ranking of a failed language-model call."""
     return Ranking((), 0, "failed", reason)
 
 
@@ -220,7 +220,7 @@ _NO_MARKS = {0x307, *_VARIATION}
 
 @lru_cache(maxsize=1 << 18)
 def normalise(text: str) -> str:
-    """Title as compared: case folded, runs of anything but letters and digits one space.
+    """Title for comparison: case folded, with one space for all but letters and digits.
 
     Combining marks belong to their letter (Hindi vowels are some). A title without any letter or
     digit, such as ``!!!`` or an emoji, stays as it is.

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from rpp.types import Choice
 
 IMPOSSIBLE = -1e9
-"""Logit of an action a pattern does not have; its probability is exactly 0."""
+"""Logit of padding actions; their probability is exactly 0."""
 
 
 @dataclass(frozen=True)
 class Decision(Choice):
-    """What the agents chose for ``B`` users, and how sure they were.
+    """Choices of the agents for ``B`` users, with log-probabilities, entropies and values.
 
     Attributes:
         actions: Index into each pattern's options, ``(B, P)``.
@@ -60,13 +60,13 @@ class ActorCritic(nn.Module):
     def value(self, state: Tensor, horizon: float = 1.0) -> Tensor:
         """Values of a state, one per agent, ``(B, P)``.
 
-        A critic's network gives the reward it expects per step, and its value is that times the
-        discounted number of steps left. The state does not say how many are left; a critic that
-        had to guess it would be pulled up by every step but the last, without end.
+        The critic network predicts the mean reward per step. The value is this prediction times
+        the discounted number of remaining steps, because the state does not contain the step
+        number. A critic without it diverges: every step but the last raises its prediction.
 
         Args:
             state: ``(B, D)``.
-            horizon: Discounted number of rewards still to come, see ``losses.horizon``.
+            horizon: Discounted number of remaining rewards, see ``losses.horizon``.
         """
         return horizon * torch.cat([critic(state) for critic in self.critics], dim=1)
 
@@ -77,9 +77,9 @@ class ActorCritic(nn.Module):
 
         Args:
             state: ``(B, D)``.
-            uniforms: Numbers in [0, 1) that decide the draw, ``(B, P)``; ``None`` takes the most
+            uniforms: Uniform numbers in [0, 1) for sampling, ``(B, P)``; ``None`` takes the most
                 probable actions.
-            horizon: Discounted number of rewards still to come.
+            horizon: Discounted number of remaining rewards.
         """
         log_probs = self.log_probs(state)
         if uniforms is None:
@@ -124,7 +124,7 @@ def inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def begin_uniform(last: nn.Linear) -> None:
-    """Make a policy's last layer begin close to uniform, so that exploration is not biased."""
+    """Initialise a policy's last layer close to uniform, so that exploration is not biased."""
     nn.init.orthogonal_(last.weight, gain=0.01)
     nn.init.zeros_(last.bias)
 

@@ -1,7 +1,7 @@
 """One agent that chooses the whole prompt: a policy of several heads and one critic.
 
-For the paper's Figure 6a, which says no more than that a single agent of PPO (Schulman et al. 2017)
-chooses the four patterns, or the prompt as a whole.
+For the paper's Figure 6a. The paper specifies only that a single PPO agent (Schulman et al. 2017)
+selects the options of the four patterns, or the prompt as a whole.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rpp.types import Choice
 
 @dataclass(frozen=True)
 class JointDecision(Choice):
-    """What the agent chose for ``B`` users, and how sure it was.
+    """Choices of the agent for ``B`` users, with log-probability, entropies and value.
 
     Attributes:
         actions: Index into each pattern's options, ``(B, P)``.
         choices: Index into each head's options, ``(B, H)``.
-        log_prob: Log-probability of all choices together, ``(B, 1)``.
+        log_prob: Joint log-probability of all choices, ``(B, 1)``.
         entropy: Entropy of each head in nats, ``(B, H)``; that of the policy is their sum.
         value: The critic's value of the state, ``(B, 1)``.
     """
@@ -36,7 +36,7 @@ class JointDecision(Choice):
 
 
 class JointActorCritic(nn.Module):
-    r"""Heads on one trunk choose together; one critic judges.
+    r"""Several policy heads on a shared trunk, and one critic.
 
     .. math:: \pi(a \mid s) = \prod_h \pi_h(a^{(h)} \mid s)
 
@@ -45,7 +45,7 @@ class JointActorCritic(nn.Module):
         state_dim: Width ``D`` of the state.
         hidden_dim: Width of the trunk and of the critic's hidden layer.
         prompts: The ``N`` whole prompts a single head chooses from, actions of ``(N, P)``; ``None``
-            gives each pattern a head of its own.
+            gives each pattern its own head.
     """
 
     prompts: Tensor | None
@@ -59,7 +59,7 @@ class JointActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         sizes = tuple(n_actions) if prompts is None else (len(prompts),)
-        self.register_buffer("prompts", prompts)  # in the checkpoint: a head is of no use without
+        self.register_buffer("prompts", prompts)  # the head's actions index into them
         self.trunk = nn.Sequential(nn.Linear(state_dim, hidden_dim), nn.ReLU())
         self.heads = nn.ModuleList(nn.Linear(hidden_dim, n) for n in sizes)
         for head in self.heads:
@@ -82,14 +82,14 @@ class JointActorCritic(nn.Module):
         horizon: float = 1.0,
         choices: Tensor | None = None,
     ) -> JointDecision:
-        """Choose for every user, or judge what was chosen.
+        """Choose for every user, or evaluate given choices.
 
         Args:
             state: ``(B, D)``.
-            uniforms: Numbers in [0, 1) of which the first ``H`` columns decide the draw; ``None``
-                takes the most probable options.
-            horizon: Discounted number of rewards still to come, see ``ActorCritic.value``.
-            choices: What was chosen before, ``(B, H)``.
+            uniforms: Uniform numbers in [0, 1) for sampling, of which the first ``H`` columns are
+                used; ``None`` takes the most probable options.
+            horizon: Discounted number of remaining rewards, see ``ActorCritic.value``.
+            choices: The choices to evaluate, ``(B, H)``.
         """
         log_probs = self.log_probs(state)
         if choices is None:

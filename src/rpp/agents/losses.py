@@ -1,13 +1,13 @@
 r"""Returns and losses of the agents (paper, section 3.4), corrected.
 
-Departures from the printed Eq. 7-9, which cannot work as they stand:
+Departures from Eq. 7-9, which cannot work as printed:
 
 - the critic's residual is squared; as printed the loss has no lower bound;
 - the actor's loss is :math:`-\log\pi \cdot A`; as printed the advantage stands inside the
   logarithm, and the sign would descend the reward;
-- the value that bootstraps a return is that of the state reached, not of the one being left;
-- the advantage passes no gradient to the critic;
-- the mean runs over users and steps, every user with their own reward.
+- a return bootstraps from the value of the next state, not of the current one;
+- no gradient flows through the advantage to the critic;
+- the mean is over users and steps, with a reward per user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def horizon(n_left: int, discount: float) -> float:
-    r"""Discounted number of rewards still to come, :math:`\sum_{j=0}^{n-1} \gamma^j`.
+    r"""Discounted number of remaining rewards, :math:`\sum_{j=0}^{n-1} \gamma^j`.
 
     Args:
         n_left: Steps :math:`n` left in the episode; 0 after its last one.
@@ -27,24 +27,24 @@ def horizon(n_left: int, discount: float) -> float:
 
 
 def n_step_returns(rewards: Tensor, next_values: Tensor, discount: float, n: int) -> Tensor:
-    r"""What each critic should have predicted at every step (paper Eq. 7).
+    r"""N-step returns, the regression targets of the critics (paper Eq. 7).
 
     .. math:: G_t = \sum_{j=0}^{m-1} \gamma^j r_{t+j} + \gamma^m V(s_{t+m}), \quad
         m = \min(n, T - t)
 
     Args:
         rewards: :math:`r_t`, NDCG of each user's ranking, in [0, 1]; shape ``(T, B)``; ``nan``
-            where the language model failed, which makes every return that needs it ``nan``.
+            where the language model failed, as are the returns that contain such a reward.
         next_values: :math:`V(s_{t+1})`, value of the state reached by each step, 0 after the last
             one of an episode; shape ``(T, B, P)``. Held constant.
         discount: :math:`\gamma`, in [0, 1].
-        n: Number of rewards before the value stands in for the rest.
+        n: Number of rewards in a return before it bootstraps from the value.
 
     Returns:
         Shape ``(T, B, P)``, without gradient.
 
     Raises:
-        ValueError: If the shapes do not belong together: broadcasting would silently mix users.
+        ValueError: If the shapes do not match: broadcasting would silently mix users.
     """
     if rewards.shape != next_values.shape[:2] or next_values.dim() != 3:
         raise ValueError(f"shapes differ: {rewards.shape}, {next_values.shape}")
@@ -74,7 +74,7 @@ def critic_loss(returns: Tensor, values: Tensor) -> Tensor:
         One loss per agent, shape ``(P,)``.
     """
     known = returns.isfinite()
-    # filled before the subtraction: a masked nan would still poison the gradient
+    # filled before the subtraction: a masked nan would still make the gradient nan
     residual = torch.where(known, returns.detach(), values.detach()) - values
     return _masked_mean(residual.square(), known)
 
@@ -105,22 +105,22 @@ def gae(rewards: Tensor, values: Tensor, discount: float, gae_lambda: float) -> 
     .. math:: A_t = \delta_t + \gamma \lambda A_{t+1}, \quad
         \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad V(s_T) = A_T = 0
 
-    A step whose reward is unknown has no advantage, and ends the sum of the steps before it: the
-    value of the state it was taken in stands for all that follows, as where an episode is cut off.
+    A step with an unknown reward has no advantage. The sums of the steps before it are truncated
+    there and bootstrap from the value of its state, as at the end of a truncated episode.
 
     Args:
         rewards: :math:`r_t`; shape ``(T, B)``; ``nan`` where the language model failed.
         values: :math:`V(s_t)` of the states the steps were taken in; shape ``(T, B, P)``. Held
             constant.
         discount: :math:`\gamma`, in [0, 1].
-        gae_lambda: :math:`\lambda`, in [0, 1]: 0 trusts the critic after one step, 1 the rewards
-            alone.
+        gae_lambda: :math:`\lambda`, in [0, 1]: 0 gives the one-step temporal-difference error, 1
+            the Monte Carlo return less the value.
 
     Returns:
         Shape ``(T, B, P)``, without gradient; ``nan`` where the reward is.
 
     Raises:
-        ValueError: If shapes do not belong together: broadcasting would silently mix users.
+        ValueError: If shapes do not match: broadcasting would silently mix users.
     """
     if rewards.shape != values.shape[:2] or values.dim() != 3:
         raise ValueError(f"shapes differ: {rewards.shape}, {values.shape}")
@@ -137,13 +137,13 @@ def gae(rewards: Tensor, values: Tensor, discount: float, gae_lambda: float) -> 
 
 
 def normalised(advantage: Tensor, everyone: Tensor | None = None) -> Tensor:
-    """The known advantages at mean 0 and standard deviation 1, each of ``P`` agents' by itself.
+    """Advantages standardised to mean 0 and standard deviation 1, per agent.
 
     Args:
-        advantage: Shape ``(..., P)``; ``nan`` entries stay and count for nothing. Where all are
-            alike they become 0.
-        everyone: Among whom they have that mean and deviation, ``(..., P)``, if these are some of
-            more.
+        advantage: Shape ``(..., P)``; ``nan`` entries stay ``nan`` and are not counted. If all
+            are equal they become 0.
+        everyone: Advantages of all processes, ``(..., P)``, from which mean and standard
+            deviation are taken; by default ``advantage`` itself.
     """
     everyone = advantage if everyone is None else everyone
     known = everyone.isfinite()
@@ -168,9 +168,9 @@ def clipped_surrogate(
         \rho_t = \frac{\pi(a_t \mid s_t)}{\pi_\text{old}(a_t \mid s_t)}
 
     Args:
-        log_prob: :math:`\log\pi(a_t \mid s_t)` of the policy that learns; shape ``(..., P)``. For
-            actions chosen jointly the sum over their heads, which makes the ratio a product.
-        old_log_prob: That of the policy that chose; the same shape; held constant.
+        log_prob: :math:`\log\pi(a_t \mid s_t)` of the current policy; shape ``(..., P)``. For
+            jointly chosen actions the sum over the heads, so that the ratio is a product.
+        old_log_prob: That of the policy that played the episodes; the same shape; held constant.
         advantage: :math:`A_t`, held constant; the same shape; ``nan`` entries are left out.
         entropy: :math:`H(\pi(\cdot \mid s_t))` in nats; the same shape.
         clip_range: :math:`\epsilon`.
@@ -195,10 +195,10 @@ def clipped_surrogate(
 
 
 def approx_kl(log_ratio: Tensor, known: Tensor) -> Tensor:
-    r"""How far a policy has moved: :math:`\operatorname{mean}(\rho - 1 - \ln\rho)`.
+    r"""Approximate KL divergence, :math:`\operatorname{mean}(\rho - 1 - \ln\rho)`.
 
-    An unbiased estimate of the Kullback-Leibler divergence of the new policy from the old one that
-    is never negative (Schulman 2020).
+    An unbiased, non-negative estimate of the Kullback-Leibler divergence between the old and the
+    new policy (Schulman 2020).
 
     Args:
         log_ratio: :math:`\ln\rho`, log-probability of a choice under the new policy less that
@@ -212,7 +212,7 @@ def approx_kl(log_ratio: Tensor, known: Tensor) -> Tensor:
 
 
 def clip_fraction(log_ratio: Tensor, known: Tensor, clip_range: float) -> Tensor:
-    """Share of choices whose ratio lies outside the range in which the loss is not clipped.
+    """Share of choices whose probability ratio lies outside the clip range.
 
     Args:
         log_ratio: As in :func:`approx_kl`; shape ``(..., P)``.
@@ -236,7 +236,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
         returns: :math:`G_t`; the same shape; ``nan`` entries are left out.
 
     Returns:
-        At most 1; 0 is a constant critic's; ``nan`` where the returns do not vary.
+        At most 1; 0 for a constant critic; ``nan`` if the returns do not vary.
     """
     known = returns.isfinite()
     residual = (returns - values)[known]

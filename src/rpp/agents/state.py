@@ -1,15 +1,15 @@
-r"""The state the agents share (paper, section 3.3, Eq. 3-4).
+r"""The state shared by the agents (paper, section 3.3, Eq. 3-4).
 
 .. math::
     s_0 = \mathrm{LN}(u), \qquad
     s_{t+1} = \mathrm{LN}(W \, \mathrm{BERT}(p_t)) + \mathrm{LN}(\mathrm{GRU}(o_t))
 
-Departures: both terms and the user's vector are layer-normalised, so that they are of one size;
-the projection :math:`W` is a layer trained with the agents, where the released code fitted a PCA
-anew in every batch; the GRU does receive its gradient. To save time, :math:`\mathrm{BERT}(p_t)` may
-be the mean over the parts of the prompt (:func:`rpp.encoders.encode_parts`), as in the embedded
-default. The paper's ablation RPP-pool (Table 8) has the mean of the ranked items, which does not
-know their order, in place of the GRU.
+Departures: both terms and the user's vector are layer-normalised, so that they have the same
+scale; the projection :math:`W` is a layer trained with the agents, where the released code fits a
+PCA in every batch; the GRU receives its gradient. To save time, :math:`\mathrm{BERT}(p_t)` may be
+the mean over the parts of the prompt (:func:`rpp.encoders.encode_parts`), as in ``conf/rpp.yaml``.
+The paper's ablation RPP-pool (Table 8) replaces the GRU by the mean of the ranked items, which
+does not depend on their order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from rpp.types import Episode, Ranking
 
 Pooling = Literal["gru", "mean"]
-"""What turns the vectors of the ranked items into one."""
+"""How the vectors of the ranked items are pooled into one."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a step leaves behind, before any trained layer sees it.
+    """Input of the state encoder after a step; no trained layer is involved.
 
     Attributes:
         prompts: Encodings of the prompts sent, ``(B, E)``.
@@ -42,7 +42,7 @@ class Observation:
 
 
 class StateEncoder(nn.Module):
-    """User vector, then prompt and ranking, to a state.
+    """Encodes the user vector, or a prompt and its ranking, into a state.
 
     Args:
         item_vectors: Frozen collaborative item vectors, ``(n_items, I)``.
@@ -84,12 +84,12 @@ class StateEncoder(nn.Module):
     def observe(
         self, encodings: Tensor, rankings: Sequence[Ranking], episodes: Sequence[Episode]
     ) -> Observation:
-        """Collect what the next state is made of.
+        """Collect the input of the next state.
 
         Args:
             encodings: ``(B, E)``.
             rankings: ``B`` rankings.
-            episodes: The users they belong to.
+            episodes: The ranked users.
         """
         device = self.item_vectors.device
         rows = torch.tensor(

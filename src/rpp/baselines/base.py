@@ -1,8 +1,8 @@
-"""What every recommender is: learned from training interactions, then a score per candidate.
+"""Base of the recommenders: fitted to training interactions, then a score per candidate.
 
-All of them see the episodes of the other methods: the same users, histories and candidates. What
-they learn from are the training interactions of *all* users; validation episodes may choose a
-setting; the target of a test episode is never asked for.
+They rank the same episodes as the other methods: the same users, histories and candidates. They
+are fitted to the training interactions of *all* users; validation episodes may select a setting;
+the target of a test episode is never read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rpp.metrics import ndcg, target_ranks
 from rpp.types import Episode, InputError, Ranking, arbitrary_order
 
 KEPT_FOLDER = "baselines"
-"""Subfolder of a prepared folder with what the recommenders keep."""
+"""Subfolder of a prepared folder for fitted recommenders."""
 
 Scorer = Callable[[Sequence[Episode]], Tensor]
 """From ``B`` episodes to a score for each of their ``M`` candidates, shape ``(B, M)``."""
@@ -39,7 +39,7 @@ Option = TypeVar("Option")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a recommender may learn from.
+    """Training and validation data of a recommender.
 
     Attributes:
         folder: The prepared folder.
@@ -47,7 +47,7 @@ class TrainingData:
         items: Item of each, a user's oldest first; shape ``(n_interactions,)``.
         n_users: Number of users, with or without training interactions.
         titles: Title of each item.
-        validation: Episodes that may choose a setting.
+        validation: Episodes for selecting a setting.
         fingerprint: Of items, training interactions and validation episodes.
         name: Name of the data set; empty for data of the user's own.
     """
@@ -99,7 +99,7 @@ class TrainingData:
         matrix = csr_array(
             (np.ones(len(self.users)), (self.users, self.items)), (self.n_users, self.n_items)
         )
-        matrix.data[:] = 1  # an interaction that stands twice in the file was added up
+        matrix.data[:] = 1  # repeated interactions of the file were added up
         return matrix
 
     def keep(
@@ -109,12 +109,12 @@ class TrainingData:
         make: Callable[[], Mapping[str, Tensor]],
         load: Callable[[Mapping[str, Tensor]], Result],
     ) -> Result:
-        """What is made of tensors saved in the folder for these data and settings.
+        """Load or make an object from tensors cached for these data and settings.
 
         Args:
             name: Name of the file.
-            settings: All the tensors depend on besides the data.
-            make: Makes them where they are missing or belong to other data or settings.
+            settings: Everything the tensors depend on besides the data.
+            make: Makes them if they are missing or made from other data or settings.
             load: From tensors to the result.
 
         Raises:
@@ -135,7 +135,7 @@ class TrainingData:
 class Recommender(ABC):
     """A method of the comparison; subclass it with a ``name`` and :meth:`learn`.
 
-    Scores do not depend on the order of the candidates nor on who else is scored.
+    Scores depend neither on the order of the candidates nor on the other users.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Recommender(ABC):
         """
 
     def fit(self, folder: Path) -> None:
-        """Learn from a folder written by ``python -m data_prep``; what takes long is kept in it.
+        """Fit to a folder written by ``python -m data_prep``; fitted models are cached in it.
 
         Raises:
             InputError: If the folder is incomplete, cannot be written to or learned from.
@@ -165,14 +165,14 @@ class Recommender(ABC):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments, which what was learned depends on."""
+        """The constructor's arguments, part of the cache key."""
         return {name: value for name, value in vars(self).items() if name != "_scorer"}
 
     def score(self, episodes: Sequence[Episode]) -> Tensor:
         """Score every candidate; larger is better.
 
         Args:
-            episodes: ``B`` users of the data set that was fitted; targets are not looked at.
+            episodes: ``B`` users of the fitted data set; targets are not read.
 
         Returns:
             Shape ``(B, M)``, double precision.
@@ -207,11 +207,11 @@ def past_items(episode: Episode, n_history: int = 0) -> list[int]:
 
 
 def rank(scores: Tensor, episodes: Sequence[Episode], seed: int = 0) -> list[Ranking]:
-    """Candidates by score; ties in a seeded order that knows neither target nor display.
+    """Candidates by score; ties in a seeded order independent of target and display.
 
     Args:
         scores: Shape ``(B, M)``; larger is better.
-        episodes: ``B`` users; their targets are not looked at.
+        episodes: ``B`` users; their targets are not read.
         seed: Of the order among equal scores.
     """
     rankings = []
@@ -224,7 +224,7 @@ def rank(scores: Tensor, episodes: Sequence[Episode], seed: int = 0) -> list[Ran
 def choose(
     options: Iterable[Option], scorer: Callable[[Option], Scorer], episodes: Sequence[Episode]
 ) -> Option:
-    """The option with the highest mean NDCG@10 on validation users, the first of equals.
+    """The option with the highest mean NDCG@10 on validation users; the first one of ties.
 
     Args:
         options: What to choose from.
@@ -235,6 +235,6 @@ def choose(
 
 
 def validation_ndcg(scorer: Scorer, episodes: Sequence[Episode]) -> float:
-    """Mean NDCG@10 of episodes whose targets may be known."""
+    """Mean NDCG@10 of training or validation episodes."""
     ranks = target_ranks(rank(scorer(episodes), episodes), episodes)
     return float(ndcg(ranks, 10).mean())

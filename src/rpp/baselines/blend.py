@@ -1,4 +1,4 @@
-"""A sum of other recommenders, each brought to one scale."""
+"""A sum of the z-scores of other recommenders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Blend(Recommender):
     """Sum of the z-scores of other recommenders over each user's candidates.
 
     Args:
-        recommenders: What to add up; popularity and item-kNN if left out.
+        recommenders: The recommenders; by default popularity and item-kNN.
     """
 
     def __init__(self, recommenders: list[Recommender] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""BM25 on titles, by word: what the names of things alone tell."""
+"""BM25 on the words of titles."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class BM25(Recommender):
         \frac{f_{w,d}}{f_{w,d} + k_1 (1 - b + b |d| / \overline{|d|})}, \qquad
         \mathrm{idf}(w) = \ln \Big(1 + \frac{N - n_w + .5}{n_w + .5} \Big)
 
-    A word that the history holds several times counts several times. Published runs made the
-    query of *characters* and put the size of the corpus in the place of a title's length.
+    A word that occurs several times in the history counts several times. Published runs used
+    *characters* as query terms and the size of the corpus instead of a title's length.
 
     Args:
         n_history: Titles of the history in the query, the last ones; 0 means all.

@@ -1,4 +1,4 @@
-"""Matrix factorisation: BPR-MF, and LightGCN as it is trained for the state of RPP."""
+"""Matrix factorisation: BPR-MF, and LightGCN with the vectors of RPP's state."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class BPRMF(Recommender):
 
     .. math:: -\ln \sigma(\mathbf{u}^\top \mathbf{i} - \mathbf{u}^\top \mathbf{j})
 
-    Stochastic gradient descent by the library ``implicit``, on one thread, so that it repeats
-    itself. Learning rate and number of epochs are those with the best validation NDCG@10. Items
+    Stochastic gradient descent by the library ``implicit``, on one thread, so that runs are
+    reproducible. Learning rate and number of epochs are selected by validation NDCG@10. Items
     have a bias.
 
     Args:
@@ -52,8 +52,8 @@ class BPRMF(Recommender):
         learning_rates: Step sizes to choose from (of plain gradient descent, not Adam).
         regularisation: Weight of the squared lengths.
         max_epochs: Passes over the training interactions.
-        check_every: Epochs between two looks at the validation users.
-        patience: Looks without gain before training ends.
+        check_every: Epochs between two validations.
+        patience: Validations without improvement before training stops.
         seed: Of initial vectors and negatives.
     """
 
@@ -129,14 +129,14 @@ class BPRMF(Recommender):
 
 
 class _EnoughError(Exception):
-    """Ends a run of the library, which has no other way to stop early."""
+    """Stops a run of the library, which has no early stopping."""
 
 
 class LightGCN(Recommender):
     """LightGCN: dot products of the vectors that are RPP's first state as well.
 
     Args:
-        settings: How they are trained; left out, the folder's own vectors are taken.
+        settings: How they are trained; by default the vectors of the prepared folder are used.
     """
 
     name = "LightGCN"

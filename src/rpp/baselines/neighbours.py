@@ -45,7 +45,7 @@ class ItemKNN(Recommender):
     .. math:: w_{hc} = \hat{x}_h^\top \hat{x}_c, \qquad \hat{x}_i = x_i / |x_i|
 
     All neighbours count. The sum over the history is taken before the product, so no
-    item-by-item matrix is ever made.
+    item-by-item matrix is needed.
 
     Args:
         lengths: Numbers of last items to choose from; 0 means the whole history.
@@ -102,14 +102,14 @@ def ease_weights(gram: Tensor, regularisation: float) -> Tensor:
 class EASE(Recommender):
     """EASE: a closed-form linear autoencoder.
 
-    The kept file holds ``4 n²`` bytes for ``n`` items, 1.1 GB for the 16,428 of Games; fitting
+    The cached file has ``4 n²`` bytes for ``n`` items, 1.1 GB for the 16,428 of Games; fitting
     takes three to four times as much memory.
 
     Args:
         regularisations: Values of lambda to choose from.
         lengths: Numbers of last items to choose from; 0 means the whole history.
-        max_items: Of a larger catalogue only so many, the most popular, are modelled; any other
-            item scores 0.
+        max_items: Only this number of the most popular items is modelled; any other item scores
+            0.
     """
 
     name = "EASE"
@@ -178,7 +178,7 @@ class EASE(Recommender):
 
 
 def _sum(matrix: Tensor, history: Tensor, candidates: Tensor) -> Tensor:
-    """Sum of rows ``history`` at columns ``candidates``; negative places count nothing."""
+    """Sum of rows ``history`` at columns ``candidates``; negative indices are ignored."""
     rows = history[history >= 0]
     values = matrix[rows[:, None], candidates.clamp(min=0)].double().sum(dim=0)
     return values.where(candidates >= 0, 0.0)

@@ -22,13 +22,13 @@ from rpp.types import InputError
 
 
 class SASRecModel(SequentialModel):
-    """An embedding per item; the output is compared with the same embeddings.
+    """An embedding per item, shared by input and output.
 
     Args:
         n_items: Number of items.
         encoder: The transformer.
         lr: Learning rate of Adam.
-        n_negatives: Items drawn evenly for each step that targets must be told from; 0: all.
+        n_negatives: Uniformly sampled negatives per step; 0: softmax over all items.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SASRecModel(SequentialModel):
         return embedded
 
     def pool(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """All items, or the batch's targets and a sample."""
+        """All items, or the targets of the batch and sampled negatives."""
         n_items = self.items.num_embeddings
         if not 0 < self.n_negatives < n_items:
             return self.items.weight, targets
@@ -57,7 +57,7 @@ class SASRecModel(SequentialModel):
 class SASRec(Recommender):
     """SASRec, trained on every next item of every user's training interactions.
 
-    Departures: a long sequence is cut into several windows rather than to its end; every position
+    Departures: a long sequence is divided into several windows instead of truncated; every position
     of a window is a prediction.
 
     Args:
@@ -66,13 +66,13 @@ class SASRec(Recommender):
         n_heads: Attention heads.
         inner_dim: Width of the feed-forward layers.
         dropout: On the input, attention and layers; 0.2 where users have long histories (ML-1M).
-        max_length: Items of the history that are read, the last ones.
-        learning_rates: Of Adam; the one with the best validation NDCG@10 is kept.
-        batch_size: About so many predictions in a step.
-        n_negatives: Items drawn evenly for each step that targets must be told from, with the
-            step's other targets; 0: all items.
+        max_length: Number of most recent items that are read.
+        learning_rates: Of Adam; selected by validation NDCG@10.
+        batch_size: Approximate number of predictions per step.
+        n_negatives: Uniformly sampled negatives per step; the loss is a softmax over targets and
+            negatives. 0: over all items.
         max_epochs: Passes over the training interactions.
-        patience: Epochs without gain in validation NDCG@10 before training ends.
+        patience: Epochs without improvement of validation NDCG@10 before training stops.
         seed: Of initial weights, dropout, windows and their order.
     """
 
@@ -113,7 +113,7 @@ class SASRec(Recommender):
         self.seed = seed
 
     def learn(self, data: TrainingData) -> Scorer:
-        """Train once with every learning rate, or load what was trained."""
+        """Train once with every learning rate, or load the cached model."""
 
         def make() -> Mapping[str, Tensor]:
             runs = [self._train(data, lr) for lr in self.learning_rates]

@@ -1,4 +1,4 @@
-"""What SASRec, UniSRec and VQ-Rec share: a causal transformer over items, and its training."""
+"""A causal transformer over items and its training, for SASRec, UniSRec and VQ-Rec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MONITOR = "val/ndcg@10"
 
 
 class SequenceEncoder(nn.Module):
-    """Self-attention over a sequence, each position seeing itself and what came before.
+    """Causal self-attention over a sequence.
 
     Args:
         dim: Width ``D`` of item vectors and output.
@@ -60,7 +60,7 @@ class SequenceEncoder(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Encode item vectors of shape ``(B, L, D)``, oldest first, to the same shape.
 
-        Sequences are filled up at their end, where the causal mask hides the filling.
+        Sequences are padded at their end, where the causal mask hides the padding.
         """
         length = vectors.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, vectors.device)
@@ -70,7 +70,7 @@ class SequenceEncoder(nn.Module):
 
 
 def similarity(hidden: Tensor, vectors: Tensor, temperature: float | None) -> Tensor:
-    r"""Score of items given what a sequence was encoded to.
+    r"""Scores of items for an encoded sequence.
 
     .. math::
         \mathbf{h}^\top \mathbf{i} \qquad \text{or} \qquad
@@ -79,7 +79,7 @@ def similarity(hidden: Tensor, vectors: Tensor, temperature: float | None) -> Te
     Args:
         hidden: Shape ``(..., N, D)``.
         vectors: Shape ``(..., M, D)``.
-        temperature: :math:`\tau`; ``None`` for the plain product.
+        temperature: :math:`\tau`; ``None`` for the dot product.
 
     Returns:
         Shape ``(..., N, M)``.
@@ -91,7 +91,7 @@ def similarity(hidden: Tensor, vectors: Tensor, temperature: float | None) -> Te
 
 
 class SequentialModel(LightningModule):
-    """Predicts every next item of a sequence; subclass it with item vectors and a pool.
+    """Predicts every next item of a sequence; a subclass has item vectors and negatives.
 
     Args:
         encoder: The transformer.
@@ -113,10 +113,10 @@ class SequentialModel(LightningModule):
 
     @abstractmethod
     def pool(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What each target, shape ``(N,)``, must be told from.
+        """Targets and negatives of the softmax, for targets of shape ``(N,)``.
 
         Returns:
-            Vectors of shape ``(P, D)`` and each target's place among them, shape ``(N,)``.
+            Vectors of shape ``(P, D)`` and the index of each target in them, shape ``(N,)``.
         """
 
     def training_step(self, batch: Tensor, _batch_idx: int) -> Tensor:
@@ -169,14 +169,14 @@ def train(
 ) -> float:
     """Train; afterwards the model has the weights with the best validation NDCG@10.
 
-    Gradients longer than 5 are shortened to 5.
+    Gradients are clipped to norm 5.
 
     Args:
         model: What to train; left in evaluation mode on the CPU.
         batches: Training windows.
-        validation: Users who choose the epoch.
+        validation: Users for selecting the epoch.
         max_epochs: Passes over the batches.
-        patience: Epochs without gain before training ends.
+        patience: Epochs without improvement before training stops.
 
     Returns:
         That NDCG@10.
@@ -207,7 +207,7 @@ def train(
 
 
 def check_sizes(name: str, dim: int, n_heads: int, **sizes: int) -> None:
-    """Refuse sizes of which no model or no training can be made.
+    """Refuse invalid sizes of model or training.
 
     Raises:
         InputError: If one is below 1, or the heads do not share the width evenly.
@@ -223,7 +223,7 @@ def check_sizes(name: str, dim: int, n_heads: int, **sizes: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from the seed inside, and leave the generator outside as it was."""
+    """Seed the generator inside, and restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -231,7 +231,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's notices about devices."""
+    """Hide Lightning's notices about devices."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,11 +1,11 @@
-"""What UniSRec and VQ-Rec share: items known by their titles alone, training on other data sets.
+"""Base of UniSRec and VQ-Rec: items represented by their titles, training on other data sets.
 
-Both are used inductively: nothing is trained on the data set they are compared on. Where the
-published weights, trained on five Amazon domains, cannot be had, the same architecture is trained
-on other prepared folders. Departures from the published pre-training: every position of a
-sequence is a prediction, not only its end; each distinct target of a batch is one negative, how
-often it occurs; UniSRec's second loss (sequences against augmented ones, weight 0.001) is left
-out; titles alone are encoded, and by default with MiniLM's mean instead of BERT's first token.
+Both are used inductively: nothing is trained on the data set of the comparison. If the published
+weights, trained on five Amazon domains, are not available, the same architecture is trained on
+other prepared folders. Departures from the published pre-training: every position of a sequence is
+a prediction, not only its end; each distinct target of a batch is one negative, whatever its
+frequency; UniSRec's second loss (contrast with augmented sequences, weight 0.001) is omitted; only
+titles are encoded, by default with MiniLM's mean pooling instead of BERT's first token.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Pooling = Literal["mean", "cls"]
 
 
 class TextModel(SequentialModel):
-    """A sequential model whose item vectors are made of encoded titles.
+    """A sequential model with item vectors made from encoded titles.
 
     Attributes:
-        catalogue: What is known of each item, from :meth:`describe`; exchanged with the data set.
+        catalogue: Representation of each item, from :meth:`describe`; replaced with the data set.
     """
 
     catalogue: Tensor
@@ -53,19 +53,19 @@ class TextModel(SequentialModel):
 
     @abstractmethod
     def describe(self, encodings: Tensor) -> Tensor:
-        """What is kept of encoded titles, from ``(n_items, E)`` to ``(n_items, ...)``."""
+        """Item representations from encoded titles, ``(n_items, E)`` to ``(n_items, ...)``."""
 
     @abstractmethod
     def represent(self, described: Tensor) -> Tensor:
-        """Vectors of described items, from ``(N, ...)`` to ``(N, D)``."""
+        """Item vectors from representations, ``(N, ...)`` to ``(N, D)``."""
 
     def vectors(self, items: Tensor) -> Tensor:
-        """Vectors, each distinct item's computed once."""
+        """Item vectors, computed once per distinct item."""
         distinct, places = items.unique(return_inverse=True)
         return self.represent(self.catalogue[distinct])[places]
 
     def pool(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's own targets, whatever data set they are from."""
+        """The targets of the batch, from any data set."""
         distinct, places = targets.unique(return_inverse=True)
         return self.represent(self.catalogue[distinct]), places
 
@@ -74,9 +74,9 @@ class TextRecommender(Recommender):
     """Pre-trained on other data sets; see the module's notes.
 
     Args:
-        sources: Prepared folders to train on; the one that is fitted must not be among them.
-        weights: A local file of weights instead, published ones or our own: ``.safetensors``, or
-            a file of ``torch.save`` that holds nothing but tensors.
+        sources: Prepared folders to train on, without the one that is fitted.
+        weights: A local file of published or own weights instead: ``.safetensors``, or a file of
+            ``torch.save`` that contains only tensors.
         text_model: Encoder of titles: ``minilm-l6``, a local folder or a hub id; the published
             weights need ``bert-base-uncased``.
         pooling: ``mean`` of all tokens, or ``cls`` (the published weights).
@@ -85,14 +85,14 @@ class TextRecommender(Recommender):
         n_heads: Attention heads.
         inner_dim: Width of the feed-forward layers.
         dropout: Of the transformer.
-        max_length: Items of the history that are read, the last ones.
+        max_length: Number of most recent items that are read.
         temperature: Divides the cosine.
         lr: Learning rate of Adam.
-        batch_size: About so many predictions in a step.
-        max_windows: Sequences of each source in an epoch, drawn at random, so that a large source
-            does not drown a small one.
+        batch_size: Approximate number of predictions per step.
+        max_windows: Randomly drawn sequences per source and epoch, so that a large source does
+            not dominate a small one.
         max_epochs: Epochs at most.
-        patience: Epochs without gain on the sources' validation users before training ends.
+        patience: Epochs without improvement on the sources' validation users before training stops.
         seed: Of initial weights, dropout, windows and their order.
     """
 
@@ -150,13 +150,13 @@ class TextRecommender(Recommender):
 
     @abstractmethod
     def translate(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the published item representation under our names."""
+        """Published weights of the item representation, with our names."""
 
     def prepare(self, model: Any, encodings: Tensor) -> None:
-        """Fit to encodings what is no weight; nothing by default."""
+        """Fit what is not trained by gradient descent; nothing by default."""
 
     def learn(self, data: TrainingData) -> Scorer:
-        """Train on the sources or read the weights; then represent the titles of these data."""
+        """Train on the sources or load the weights; then represent the titles of the data set."""
         sources = [TrainingData.read(Path(source)) for source in self.sources]
         for source in sources:
             if source.folder.resolve() == data.folder.resolve() or (
@@ -177,7 +177,7 @@ class TextRecommender(Recommender):
             model.catalogue = model.describe(encodings)
             return model.score
 
-        # where the sources lie does not matter, what is in them does
+        # the key has the content of the sources, not their paths
         settings = self.arguments | {"sources": [source.fingerprint for source in sources]}
         if self.weights is not None:
             settings["changed"] = weights_file(self.weights).stat().st_mtime_ns

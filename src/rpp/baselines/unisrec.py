@@ -69,7 +69,7 @@ class UniSRecModel(TextModel):
 
 
 class UniSRec(TextRecommender):
-    """UniSRec, inductive: trained on other data sets, items known by their titles.
+    """UniSRec, inductive: trained on other data sets, items represented by their titles.
 
     Args:
         n_experts: Whitenings in the mixture.

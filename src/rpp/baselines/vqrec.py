@@ -1,4 +1,4 @@
-"""VQ-Rec: items as codes of their titles, codes as vectors (Hou et al., 2023)."""
+"""VQ-Rec: vector-quantised titles as item representations (Hou et al., 2023)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fit_quantiser(encodings: Tensor, n_parts: int, n_codes: int) -> tuple[Tensor
         )
     points = np.ascontiguousarray(encodings.float().numpy())
     quantiser = faiss.ProductQuantizer(width, n_parts, bits)
-    quantiser.cp.min_points_per_centroid = 1  # few titles are no reason for a warning
+    quantiser.cp.min_points_per_centroid = 1  # no warning for a small number of titles
     rotation = faiss.OPQMatrix(width, n_parts)
     rotation.niter = 20
     rotation.pq = quantiser
@@ -75,8 +75,8 @@ class VQRecModel(TextModel):
         width: Width ``E`` of an encoded title.
         n_parts: Codes of an item.
         n_codes: Values a code can have.
-        fake_share: Share of a real item's codes that are drawn anew to make a false one, which
-            targets must be told from in training.
+        fake_share: Share of a real item's codes that are resampled to make a fake item, used as a
+            negative in training.
         lr: Learning rate of Adam.
         temperature: Divides the cosine.
     """
@@ -113,7 +113,7 @@ class VQRecModel(TextModel):
         return mean
 
     def pool(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's targets, and for each a false item made of its codes."""
+        """The targets of the batch, and for each a fake item made from its codes."""
         distinct, places = targets.unique(return_inverse=True)
         real = self.catalogue[distinct]
         drawn = torch.randint_like(real, self.centroids.shape[1])
@@ -124,14 +124,14 @@ class VQRecModel(TextModel):
 class VQRec(TextRecommender):
     """VQ-Rec, inductive: trained on other data sets, items known by the codes of their titles.
 
-    The quantiser is fitted to the titles of the training data sets. With published weights, whose
-    own quantiser is not among them, it is fitted to the titles of the data set compared on, as in
-    published comparisons; codes then mean something else than in training.
+    The quantiser is fitted to the titles of the training data sets. The published weights do not
+    include their quantiser; with them it is fitted to the titles of the evaluated data set, as in
+    published comparisons, and the codes differ in meaning from those of the training.
 
     Args:
         n_parts: Codes of an item.
         n_codes: Values a code can have, a power of 2.
-        fake_share: Share of codes drawn anew to make a false item in training.
+        fake_share: Share of codes that are resampled to make a fake item in training.
         kwargs: As of :class:`rpp.baselines.text.TextRecommender`.
     """
 

@@ -1,4 +1,4 @@
-"""Weights from files: read without running code in them, translated from the published layout."""
+"""Weights from files: read without executing code, converted from the published layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
-    """Tensors of a local file, without running code that may be in it.
+    """Tensors of a local file, read without executing code.
 
     Raises:
         InputError: If there is no such file or it holds anything but tensors.

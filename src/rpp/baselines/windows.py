@@ -12,7 +12,7 @@ from torch import Tensor
 from rpp.types import InputError
 
 PAD = -1
-"""Fills a window up to the length of its batch."""
+"""Pads a window to the length of its batch."""
 
 Interactions = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Users, ascending, and items, a user's oldest first; shapes ``(n_interactions,)``."""
@@ -21,10 +21,10 @@ Interactions = tuple[NDArray[np.int64], NDArray[np.int64]]
 def cut_windows(
     users: NDArray[np.int64], length: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut each user's sequence into windows of ``length`` items to read and as many to predict.
+    """Divide each user's sequence into windows with ``length`` inputs and as many targets.
 
-    A window begins with the item before its first prediction, so every interaction but a user's
-    first is predicted exactly once. Where a sequence needs several windows, the cut is shifted at
+    A window begins with the item before its first target, so every interaction except a user's
+    first is predicted exactly once. If a sequence needs several windows, the cuts are shifted at
     random.
 
     Args:
@@ -49,14 +49,14 @@ def cut_windows(
 
 
 class WindowBatches:
-    """Batches of windows, cut and shuffled anew at every iteration.
+    """Batches of windows, cut and shuffled again in every iteration.
 
     Args:
         sources: Interactions of one or more data sets whose items have numbers of their own.
         length: Items a window reads.
-        batch_size: About so many predictions in a batch.
+        batch_size: Approximate number of predictions per batch.
         seed: Of cuts and order.
-        max_windows: Windows of each source in an iteration, drawn at random; ``None``: all.
+        max_windows: Randomly drawn windows per source and iteration; ``None``: all.
 
     Raises:
         InputError: If no user has two interactions.
@@ -90,7 +90,7 @@ class WindowBatches:
     def __iter__(self) -> Iterator[Tensor]:
         """Yield item numbers of shape ``(B, L)``, short windows filled with :data:`PAD`."""
         begins, lengths = self._cut()
-        # windows of like length together, but not the same ones every time
+        # windows of similar length together, in random combinations
         order = np.argsort(lengths * self._rng.uniform(0.9, 1.1, len(lengths)), kind="stable")
         total = np.cumsum(lengths[order] - 1)
         ends = np.searchsorted(total, total[-1] * np.arange(1, len(self)) / len(self))

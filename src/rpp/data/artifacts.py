@@ -1,4 +1,4 @@
-"""Tensors made once and saved: written as a whole or not at all, used again only where they fit."""
+"""Cached tensors: written atomically, reused only with the same metadata."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def load_or_make(
     load: Callable[[Mapping[str, Tensor]], Result],
     make: Callable[[], Mapping[str, Tensor]],
 ) -> Result:
-    """What is made of the tensors saved in a file, which are made first if need be.
+    """Load an object from cached tensors, which are made first if necessary.
 
     Args:
         path: The safetensors file, in a folder that exists.
-        metadata: What the tensors depend on, in words that may stand in a sentence; saved with
-            them. A file that says otherwise is replaced.
-        load: From tensors to the result; a ``KeyError`` or an ``InputError`` means that they do
-            not fit, and a file they came from is replaced.
+        metadata: What the tensors depend on; saved with them. A file with other metadata is
+            replaced.
+        load: From tensors to the result; after a ``KeyError`` or an ``InputError`` the file is
+            replaced.
         make: Makes the tensors; one process at a time.
 
     Raises:
-        InputError: If the folder cannot be written to, or what was made does not fit.
+        InputError: If the folder cannot be written to, or new tensors cannot be loaded.
     """
     if (result := _read(path, metadata, load)) is not None:
         return result
@@ -59,7 +59,7 @@ def load_or_make(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the file beside its place, then put it there."""
+    """Write a temporary file, then rename it."""
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temp:
         fresh = Path(temp) / path.name
         save_file(dict(tensors), fresh, metadata=dict(metadata))
@@ -73,7 +73,7 @@ def _read(
     load: Callable[[Mapping[str, Tensor]], Result],
     quiet: bool = False,
 ) -> Result | None:
-    """The result of a saved file, or nothing, with a sentence, if it is damaged or out of date."""
+    """The result of a cached file; ``None``, with a message, if it is damaged or outdated."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Episodes to Lightning: prepared when missing, split into disjoint users, freshly shuffled."""
+"""Lightning data module: episodes of disjoint user splits, prepared if missing."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from rpp.types import SPLITS, Episode, InputError, Item, Split
 class EpisodeDataModule(LightningDataModule):
     """User episodes of one data set.
 
-    The prepared folder ``data_dir/name`` is made when it is missing or was made with other
+    The prepared folder ``data_dir/name`` is made if it is missing or was made with other
     settings, and LightGCN is trained for it once.
 
     Args:
         name: ``ml-100k``, ``ml-1m``, ``games``, ``lastfm``, or ``custom`` for your own files.
-        data_dir: Where prepared folders lie.
+        data_dir: Parent folder of the prepared folders.
         raw_dir: Folder with the raw files; without it they are looked for in the folder
             ``$RPP_MIRROR/NAME`` and then downloaded.
         min_interactions: Users and items with fewer interactions are removed; 0 keeps all.
@@ -42,11 +42,11 @@ class EpisodeDataModule(LightningDataModule):
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
-        years: Whether a film's title ends in its year; without, prompts are shorter by a third.
-        seed: Of user sets, candidates, their order and the order of training users.
+        years: Whether titles of films contain the year; without, prompts are a third shorter.
+        seed: Of user splits, candidates, their order and the order of training users.
         custom: Files and columns of the data set ``custom``.
-        batch_size: Users who play at once and share an update, of all processes together.
-        reshuffle: Show training users their candidates in a fresh order every epoch.
+        batch_size: Users per update, over all processes.
+        reshuffle: Draw a new candidate order for training users in every epoch.
         lightgcn: How the collaborative vectors are trained.
     """
 
@@ -83,7 +83,7 @@ class EpisodeDataModule(LightningDataModule):
         self._episodes: dict[Split, list[Episode]] = {}
 
     def prepare_data(self) -> None:
-        """Prepare the folder and the collaborative vectors unless they are there."""
+        """Prepare the folder and the collaborative vectors if they are missing."""
         prepare(self.settings, self.folder)
         load_or_train(self.folder, self.lightgcn)
 
@@ -94,12 +94,12 @@ class EpisodeDataModule(LightningDataModule):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What was prepared, from where, with which seeds."""
+        """Summary of the preparation: settings, sources, counts, seeds."""
         return load_summary(self.folder)
 
     @cached_property
     def catalogue(self) -> list[Item]:
-        """All items; the place in the list is the item's number."""
+        """All items; the index in the list is the item's number."""
         return [Item(index, title) for index, title in enumerate(load_titles(self.folder))]
 
     def episodes(self, split: Split) -> list[Episode]:
@@ -107,11 +107,11 @@ class EpisodeDataModule(LightningDataModule):
         return self._episodes[split]
 
     def people(self) -> Iterator[Mapping[str, str]]:
-        """What is known of each user, of all three sets."""
+        """The attributes of each user, of all three splits."""
         return (episode.profile for split in SPLITS for episode in self.episodes(split))
 
     def train_dataloader(self) -> DataLoader[Episode]:
-        """Training users, in an order drawn anew every epoch from the data seed."""
+        """Training users, in a new order per epoch, drawn from the data seed."""
         return self._loader(self._episodes["train"], shuffle_seed=self.settings.seed)
 
     def val_dataloader(self) -> DataLoader[Episode]:
@@ -139,7 +139,7 @@ class EpisodeDataModule(LightningDataModule):
         return DataLoader(Rows(rows), batch_size=None, sampler=batches, collate_fn=list)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Shuffle the candidates of training users afresh."""
+        """Draw new candidate orders for training users."""
         if self.reshuffle and self.trainer is not None and self.trainer.training:
             return shuffle_candidates(batch, self.settings.seed, self.trainer.current_epoch)
         return batch
@@ -152,13 +152,13 @@ class EpisodeDataModule(LightningDataModule):
 
 
 class Rows(Dataset[Any]):
-    """A list that is asked for several of its entries at once."""
+    """A list that returns several entries at once."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
 
     def __getitem__(self, places: Sequence[int]) -> list[Any]:
-        """The entries at some places, in their order."""
+        """The entries at the given indices, in order."""
         return [self.rows[place] for place in places]
 
     def __len__(self) -> int:
@@ -167,7 +167,7 @@ class Rows(Dataset[Any]):
 
 
 def shuffle_candidates(episodes: Sequence[Episode], seed: int, epoch: int) -> list[Episode]:
-    """The same episodes with each user's candidates in an order of their own for this epoch."""
+    """The same episodes with a new candidate order per user and epoch."""
     shuffled = []
     for episode in episodes:
         order = np.random.default_rng([seed, epoch, episode.user]).permutation(

@@ -28,8 +28,8 @@ def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[
     Args:
         folder: A folder written by ``python -m data_prep``.
         split: Which user set.
-        limit: Keep only the first so many. They stand in the seeded random order in which users
-            were drawn, so a smaller limit gives a subset of a larger one.
+        limit: Number of episodes to read. They are in the seeded random order of the users, so a
+            smaller limit gives a subset of a larger one.
 
     Raises:
         InputError: If a file is missing or damaged, the limit is below 1 or exceeds the set.
@@ -73,13 +73,13 @@ def draw_negatives(
     n: int,
     rng: np.random.Generator,
 ) -> list[Item]:
-    """Items a user does not know, uniform over the catalogue, no two titles alike.
+    """Items new to a user, uniform over the catalogue, with different titles.
 
     Args:
-        target: What they stand beside: none of them has its title.
+        target: The target; none of them has its title.
         catalogue: All items.
-        seen: Numbers of the items the user knows.
-        n: How many; fewer come back if there are no more.
+        seen: Numbers of the items the user has interacted with.
+        n: Number of items; fewer if there are no more.
         rng: Source of randomness.
     """
     chosen: dict[str, Item] = {}

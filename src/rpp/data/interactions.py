@@ -1,4 +1,4 @@
-"""Readers of the prepared tables, all but the episodes."""
+"""Readers of the prepared tables except the episodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.tables import (
 
 
 def load_titles(folder: Path) -> list[str]:
-    """Titles of the catalogue; the place in the list is the item's number."""
+    """Titles of the catalogue; the index in the list is the item's number."""
     table = scan_table(folder, ITEMS_FILE).select(ITEM, TITLE).sort(ITEM).collect()
     return table[TITLE].to_list()
 
@@ -30,8 +30,7 @@ def load_titles(folder: Path) -> list[str]:
 def load_training_pairs(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training interactions: users and items, row by row, each user's oldest first.
 
-    Validation and test interactions are left in the file, so nothing fitted on these pairs has
-    seen one.
+    Validation and test interactions are excluded, so no model is fitted to them.
     """
     pairs = (
         scan_table(folder, INTERACTIONS_FILE)

@@ -4,11 +4,11 @@ r"""Collaborative vectors of users and items: the state before the first prompt.
 
 where ``f`` is LightGCN (paper, section 3.3, Eq. 3; He et al., 2020), trained by the pairwise BPR
 loss on the training interactions of *all* users and frozen afterwards. No validation or test
-interaction takes part: the number of epochs is fixed.
+interaction is used: the number of epochs is fixed.
 
-Left open by the paper and chosen here: width 64 and 2 layers as in the released code; the other
-defaults by validation NDCG@10 on ML-100K and ML-1M. Negatives are drawn evenly from the items
-the user has no training interaction with, anew in every epoch.
+Not specified in the paper: width 64 and 2 layers are as in the released code; the other defaults
+were selected by validation NDCG@10 on ML-100K and ML-1M. Negatives are drawn uniformly from the
+items the user has no training interaction with, again in every epoch.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class LightGCN(torch.nn.Module):
 def draw_negatives(
     users: NDArray[np.int64], n_items: int, pairs: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """For each user an item evenly drawn from those they have no training interaction with.
+    """For each user a uniformly drawn item without a training interaction.
 
     Args:
         users: Shape ``(n,)``; each must have at least one such item.
@@ -174,7 +174,7 @@ def train_lightgcn(
     known_users, known_items = np.divmod(pairs, n_items)
     graph = build_graph(known_users, known_items, n_users, n_items)
     degrees = np.bincount(known_users, minlength=n_users)
-    # a user who knows every item leaves no negative to draw
+    # a user with all items has no negatives
     learnable = pairs[degrees[known_users] < n_items]
     if not len(learnable):
         raise InputError("every user has interacted with every item: nothing can be learnt")
@@ -240,7 +240,7 @@ def _fit(
 
 
 def _progress_bar() -> Progress:
-    """What training shows: interactions, epoch, loss, time left."""
+    """Progress bar of the training: interactions, epoch, loss, time left."""
     return Progress(
         TextColumn("Training LightGCN on {task.fields[size]} interactions"),
         BarColumn(),
@@ -254,8 +254,9 @@ def _progress_bar() -> Progress:
 def _one_thread() -> Iterator[None]:
     """Compute with one thread, so that gradients of one row are always added in the same order.
 
-    A step takes some hundredths of a second, too short to share: on two quiet cores an epoch of
-    ML-100K took .22 s with one thread and .19 with two, beside two busy processes .31 and .88.
+    A step takes some hundredths of a second, too short for several threads: on two idle cores an
+    epoch of ML-100K took .22 s with one thread and .19 with two, with two other busy processes
+    .31 and .88.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)

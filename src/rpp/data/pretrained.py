@@ -23,14 +23,14 @@ VECTORS_FILE = "collaborative.safetensors"
 
 
 def load_or_train(folder: Path, settings: LightGCNSettings | None = None) -> CollaborativeVectors:
-    """Vectors for a prepared folder, trained once and saved in it as ``collaborative.safetensors``.
+    """Vectors for a prepared folder, trained once and cached as ``collaborative.safetensors``.
 
-    The file is used again only for the same training interactions (their fingerprint stands in
+    The file is reused only for the same training interactions (by their fingerprint in
     ``summary.json``) and the same settings.
 
     Args:
         folder: A folder written by ``python -m data_prep``.
-        settings: How to train; if left out those of the vectors that are there, or the defaults.
+        settings: How to train; by default those of the existing vectors, else the defaults.
 
     Raises:
         InputError: If the folder is incomplete or cannot be written to.
@@ -60,7 +60,7 @@ def load_or_train(folder: Path, settings: LightGCNSettings | None = None) -> Col
 
 
 def _recorded_settings(path: Path) -> LightGCNSettings:
-    """How the vectors of a file were trained; the defaults where that cannot be read."""
+    """Settings of the vectors of a file; the defaults if they cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return LightGCNSettings(**json.loads((file.metadata() or {})["settings"]))

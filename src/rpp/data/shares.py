@@ -1,4 +1,4 @@
-"""Batches of users, the same for any number of learner processes, and each one's part of them."""
+"""Batches of users that do not depend on the number of processes, and each process's share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Rows = TypeVar("Rows", bound=Sequence[Any])
 
 
 def share(rows: Rows, rank: int, n_processes: int) -> Rows:
-    """One process's part: neighbours, so that the parts in the order of the processes are the rows.
+    """The contiguous share of one process.
 
-    The first processes have one row more where they do not divide evenly.
+    If the rows do not divide evenly, the first processes have one row more.
 
     Args:
-        rows: What is shared.
-        rank: Number of the process, from 0.
+        rows: The rows to divide.
+        rank: Rank of the process, from 0.
         n_processes: Number of processes.
 
     Raises:
@@ -36,20 +36,20 @@ def share(rows: Rows, rank: int, n_processes: int) -> Rows:
 
 
 class SharedBatches(DistributedSampler[list[int]]):
-    """Row numbers of this process's part of every batch.
+    """Row numbers of this process's share of every batch.
 
-    A batch is what all processes play together, and all of them meet equally many. Should the last
-    one have fewer users than there are processes, it joins the one before.
+    All processes play each batch together and have the same number of batches. A last batch with
+    fewer users than processes is merged with the one before it.
 
-    Lightning leaves a sampler of this kind as it is, and of all samplers tells it the epoch, so
-    that a resumed run has the same order.
+    Lightning does not replace a batch sampler of this kind and calls its ``set_epoch``, so that a
+    resumed run has the same order.
 
     Args:
         n_rows: Number of rows.
-        batch_size: Rows in a batch, of all processes together.
-        shuffle: Draw the order anew every epoch.
+        batch_size: Rows per batch, over all processes.
+        shuffle: Draw a new order in every epoch.
         seed: Of that order.
-        rank: Number of this process, from 0.
+        rank: Rank of this process, from 0.
         n_processes: Number of processes.
 
     Raises:
@@ -67,7 +67,7 @@ class SharedBatches(DistributedSampler[list[int]]):
         n_processes: int = 1,
     ) -> None:
         super().__init__(range(n_rows), num_replicas=1, rank=0, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        share(range(min(n_rows, batch_size)), rank, n_processes)  # or say now that it cannot be
+        share(range(min(n_rows, batch_size)), rank, n_processes)  # checked early
         starts = list(range(0, n_rows, batch_size))
         if len(starts) > 1 and n_rows - starts[-1] < n_processes:
             starts.pop()
@@ -75,7 +75,7 @@ class SharedBatches(DistributedSampler[list[int]]):
         self.part = rank, n_processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This process's part of every batch of the epoch."""
+        """This process's share of every batch of the epoch."""
         order: list[Any] = list(super().__iter__())
         for start, end in self.bounds:
             yield share(order[start:end], *self.part)

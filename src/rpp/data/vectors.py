@@ -1,4 +1,4 @@
-"""Collaborative vectors of users and items, whatever trained them."""
+"""Collaborative vectors of users and items, from any model."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class CollaborativeVectors:
     def for_users(self, users: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
         """First state of a batch of users, shape ``(B, dim)``.
 
-        A user without a vector, because nothing was known of them in training or because they are
-        not in the table, gets the mean of the vectors of the items in their history; without any
-        known item, the mean of all users with a vector.
+        A user without a vector, because they have no training interactions or are not in the
+        table, gets the mean of the vectors of the items in their history; without any known item,
+        the mean of all users with a vector.
 
         Args:
             users: Rows in the users table; any number outside it, such as -1, is an unknown user.
@@ -67,7 +67,7 @@ class CollaborativeVectors:
         return vectors
 
     def _stand_in(self, history: Sequence[int]) -> Tensor:
-        """Vector of a user known by their history only, shape ``(dim,)``."""
+        """Vector of a user from their history only, shape ``(dim,)``."""
         items = [item for item in history if 0 <= item < len(self.items)]
         if items:
             return self.items[items].mean(dim=0)

@@ -1,4 +1,4 @@
-"""The one extension point most users need: a frozen language model as a function of text."""
+"""The extension point most users need: a frozen language model as a function of text."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def first_line(error: BaseException) -> str:
 
 @dataclass
 class Usage:
-    """Tokens a language model has read and written so far, without cached answers."""
+    """Prompt and reply tokens of a language model so far, without cached replies."""
 
     prompt_tokens: int = 0
     reply_tokens: int = 0
@@ -55,10 +55,10 @@ class LanguageModel(ABC):
     ``constrained`` also need :meth:`score`.
 
     Attributes:
-        usage: Tokens read and written.
-        concurrency: Calls that may be under way at once. With 1, prompts come in batches; with
-            more, for models that wait for somebody else, every call comes from a thread of its
-            own with a single prompt, and each answer is kept as soon as it is there.
+        usage: Prompt and reply tokens.
+        concurrency: Number of concurrent calls. With 1, prompts come in batches. With more, for
+            models behind a network, each call has its own thread and a single prompt, and each
+            reply is cached on arrival.
     """
 
     usage: Usage
@@ -70,7 +70,7 @@ class LanguageModel(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names weights, adapter, revision, precision and decoding: the cache's key."""
+        """Identifies weights, adapter, revision, precision and decoding: key of the cache."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
@@ -96,13 +96,12 @@ class LanguageModel(ABC):
 
         Args:
             prompts: ``B`` texts.
-            continuations: For every prompt, the texts to score; each on its own, none of them
-                sees another.
-            response_prefixes: For every prompt, the beginning of the reply that is already written.
+            continuations: For every prompt, the texts to score, independently of each other.
+            response_prefixes: For every prompt, the given beginning of the reply.
 
         Returns:
-            For every prompt, one natural logarithm per continuation, summed over its tokens;
-            minus infinity where the model does not tell, only that others are more probable.
+            For every prompt, one natural log-probability per continuation, summed over its
+            tokens; minus infinity where the model returns none because others are more probable.
 
         Raises:
             InputError: If the model gives no probabilities.
@@ -116,14 +115,14 @@ class LanguageModel(ABC):
     def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
-        """Write every prompt's options, one a line, each exactly once: constrained decoding.
+        """Generate a permutation of the options, one per line: constrained decoding.
 
-        The default asks :meth:`score` for the best option left, line by line; a backend that
-        keeps the prompt's keys and values does better.
+        The default calls :meth:`score` for the best remaining option, line by line; a backend
+        with a key-value cache is faster.
 
         Args:
             prompts: ``B`` texts.
-            options: For every prompt, the lines that may be written.
+            options: For every prompt, the lines to permute.
 
         Returns:
             For every prompt, its options in the order chosen, separated by line breaks.
@@ -145,15 +144,15 @@ class LanguageModel(ABC):
         return [errors.get(row, "\n".join(lines[row] + left[row])) for row in range(len(prompts))]
 
     def cost(self, usage: Usage) -> float:
-        """Price of some tokens, in the currency of the prices; 0 where nothing is paid for them."""
+        """Price of some tokens, in the currency of the prices; 0 without prices."""
         return 0.0
 
     def share(self, n_processes: int) -> None:
-        """Be one of so many learner processes, which keep to a part of every limit each."""
+        """Divide every limit among this number of learner processes."""
         return
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text; an estimate where the model has no tokenizer at hand."""
+        """Number of tokens of a text; an estimate if the model has no local tokenizer."""
         return len(text) // 4 + 1
 
     @property
@@ -163,17 +162,17 @@ class LanguageModel(ABC):
 
     @property
     def max_reply_tokens(self) -> int:
-        """Longest reply of :meth:`generate`: the room a prompt has to leave in the context."""
+        """Longest reply of :meth:`generate`, for which a prompt has to leave room."""
         return 256
 
     def close(self) -> None:
-        """Free what the model holds; called at the end of the run."""
+        """Free the resources of the model; called at the end of the run."""
         return None
 
 
 @dataclass
 class ScriptedLanguageModel(LanguageModel):
-    """A language model whose answers are given: for tests and for trying a configuration out.
+    """A language model with scripted answers, for tests and for trying a configuration.
 
     Args:
         reply: Function of the prompt, or one text for all; YAML can only give a text.
@@ -199,7 +198,7 @@ class ScriptedLanguageModel(LanguageModel):
         return self.context
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
-        """Ask the script, prompt by prompt."""
+        """The scripted replies."""
         replies = [self.reply if isinstance(self.reply, str) else self.reply(p) for p in prompts]
         self.usage.prompt_tokens += sum(map(self.count_tokens, prompts))
         self.usage.reply_tokens += sum(self.count_tokens(r) for r in replies if isinstance(r, str))
@@ -211,7 +210,7 @@ class ScriptedLanguageModel(LanguageModel):
         continuations: Sequence[Sequence[str]],
         response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
-        """Ask the script, continuation by continuation; a response prefix is part of its prompt."""
+        """The scripted scores; a response prefix is part of the prompt."""
         if self.scorer is None:
             return super().score(prompts, continuations, response_prefixes)
         prompts = [

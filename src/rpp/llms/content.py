@@ -1,4 +1,4 @@
-"""Names of models and adapters by what is in them."""
+"""Fingerprints of models and adapters by their content."""
 
 from __future__ import annotations
 

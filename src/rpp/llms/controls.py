@@ -1,8 +1,7 @@
-"""Language models without any skill.
+"""Control language models without skill.
 
-Whatever is built on top of them must score chance; a pipeline in which they do not measures
-something else than ranking. The overlays in ``conf/controls`` put each in the place of the real
-model.
+Every method based on them must score chance; otherwise the pipeline leaks the target. The overlays
+in ``conf/controls`` replace the real model by one of them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def echoes_on_one_line(prompt: str) -> str:
 
 
 def names_one_position(prompt: str) -> str:
-    """The candidate in the middle and no other."""
+    """Only the candidate in the middle."""
     titles = shown_candidates(prompt)
     return f"1. {titles[len(titles) // 2]}" if titles else ""
 
@@ -45,17 +44,17 @@ def answers_at_random(prompt: str) -> str:
 
 
 def says_nothing(prompt: str) -> str:
-    """A reply that names nobody."""
+    """A reply that names no candidate."""
     return "I cannot help with that."
 
 
 def scores_all_alike(prompt: str, text: str) -> float:
-    """No candidate is any better than another."""
+    """The same score for every candidate."""
     return -1.0
 
 
 def scores_at_random(prompt: str, text: str) -> float:
-    """A number drawn by prompt and text."""
+    """A random number seeded by prompt and text."""
     return -int(hashlib.sha256(f"{prompt}{text}".encode()).hexdigest()[:8], 16) / 2**32
 
 
@@ -80,7 +79,7 @@ class ControlLanguageModel(ScriptedLanguageModel):
     """A language model without any skill.
 
     Args:
-        behaviour: What it does in place of ranking.
+        behaviour: What it does instead of ranking.
     """
 
     def __init__(self, behaviour: Behaviour) -> None:

@@ -1,4 +1,4 @@
-"""A decoder's passes: prompts as trees, their keys and values, and what is written after them."""
+"""Forward passes of a decoder: prompt trees, their key-value cache, generation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from rpp.types import InputError
 ATTENTION = {"full_attention", "sliding_attention"}
 
 LOGIT_ROWS = 256
-"""Positions whose distribution over the vocabulary is in memory at once."""
+"""Positions whose distributions over the vocabulary are in memory at once."""
 
 ATTENTION_COST = 4.0
-"""Time of a floating-point operation in attention, in that of one in a matrix product."""
+"""Time of a floating-point operation in attention, relative to a matrix product."""
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Prompts whose keys and values are known, padded at the beginning to ``W`` tokens.
+    """Prompts with cached keys and values, left-padded to ``W`` tokens.
 
     Attributes:
         ids: Tokens, ``(B, W)``.
         known: Whether a place holds a token of the prompt, ``(B, W)``.
-        cache: Keys and values of all places, or of all but the last, and room for more.
+        cache: Keys and values of all positions, or of all but the last, with space for more.
         last: Output of the decoder for the last token, ``(B, D)``.
     """
 
@@ -44,14 +44,14 @@ class Prefilled:
 
 
 class Decoder:
-    """A frozen causal network and the passes the decodings need.
+    """A frozen causal network and the forward passes of the decodings.
 
     Args:
         network: The network.
-        pad: Token that fills empty places.
+        pad: Padding token.
 
     Raises:
-        InputError: If the network is no transformer throughout.
+        InputError: If a layer of the network is not a transformer layer.
     """
 
     def __init__(self, network: PreTrainedModel, pad: int) -> None:
@@ -86,7 +86,7 @@ class Decoder:
         Args:
             width: Nodes of every tree, padding included.
             n_trees: Number of trees.
-            kept: Places of keys and values kept for writing on.
+            kept: Key-value positions kept for generation.
         """
         size = self.dtype.itemsize
         nodes = width * n_trees
@@ -112,7 +112,7 @@ class Decoder:
         return hidden
 
     def _check_window(self, length: int) -> None:
-        """Refuse what a layer would see in part only: every token here sees all before it."""
+        """Refuse texts longer than the attention window of a layer."""
         assert self.window is not None
         if length > self.window:
             raise InputError(
@@ -129,11 +129,11 @@ class Decoder:
 
         Args:
             trees: ``B`` trees.
-            wanted: For every tree, pairs of the nodes whose distributions are asked, and the
-                tokens asked for.
+            wanted: For every tree, pairs of the nodes whose distributions are needed, and the
+                tokens to score.
 
         Returns:
-            One number a pair, tree by tree, on the CPU in double precision.
+            One number per pair, tree by tree, on the CPU in double precision.
         """
         hidden = self._pass(trees, None)
         pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
@@ -164,11 +164,11 @@ class Decoder:
         return scores.float()
 
     def prefill(self, passes: Sequence[Sequence[Tree]], room: int, *, last: bool) -> Prefilled:
-        """Keys and values of all texts of some trees, in the order the trees hold them.
+        """Keys and values of all texts of some trees, in the order of the trees.
 
         Args:
             passes: Trees that go through the network together.
-            room: Tokens that may be written after each text.
+            room: Tokens that may be generated after each text.
             last: Whether the last token's keys and values are kept as well.
         """
         trees = [tree for some in passes for tree in some]
@@ -198,11 +198,10 @@ class Decoder:
     # -- constrained decoding ----------------------------------------------------------------
 
     def generate_permutation(self, prompts: Prefilled, lines: Sequence[Lines]) -> int:
-        """Write every prompt's lines in the order the network prefers.
+        """Generate every prompt's lines in the order the network prefers.
 
-        What is no choice takes no pass of its own: the rest of a line whose beginning no other
-        shares goes through the network together with the next choice, and the last line not at
-        all.
+        Forced tokens need no pass of their own: once the prefix of a line is unique, its other
+        tokens are processed together with the next choice, and the last line not at all.
 
         Returns:
             The number of tokens that passed through the network.
@@ -222,11 +221,11 @@ class Decoder:
             scores = self.logits(hidden)
 
     def _choose(self, scores: Tensor, lines: Lines) -> list[int]:
-        """The best allowed token and all that then follows of necessity; nothing at the end."""
+        """The best allowed token and all forced tokens after it; empty at the end."""
         forced = lines.force()
         if lines.finished:
             return []
-        if forced:  # all lines begin alike: nothing was chosen yet
+        if forced:  # all lines have a common prefix: nothing to choose yet
             return forced
         allowed = lines.allowed()
         best = allowed[int(scores[allowed].argmax())]
@@ -256,14 +255,14 @@ class Decoder:
 
 
 def _entrance(network: PreTrainedModel) -> torch.device:
-    """Where tokens enter; weights that are fetched when needed lie nowhere themselves."""
+    """Device of the input; offloaded weights have no device of their own."""
     hook = getattr(network.get_input_embeddings(), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return network.device if device is None else torch.device(device)
 
 
 def _window(config: Any) -> int | None:
-    """How many tokens the most short-sighted layers look back; ``None``: all."""
+    """Smallest attention window of the layers; ``None``: unlimited."""
     kinds = getattr(config, "layer_types", None)
     window: int | None = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
@@ -271,7 +270,7 @@ def _window(config: Any) -> int | None:
 
 
 def _pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Rows of numbers filled up at their beginning, and which places are real, ``(B, W)``."""
+    """Left-padded rows of tokens, and the mask of real tokens, ``(B, W)``."""
     numbers = [torch.tensor(row, dtype=torch.long) for row in rows]
     real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
     return (
@@ -283,7 +282,7 @@ def _pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor
 def _gather(
     cache: DynamicCache, rows: Tensor, columns: Tensor, layer: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of one layer at some places, each ``(B, heads, W, width)``."""
+    """Keys and values of one layer at some positions, each ``(B, heads, W, width)``."""
     kept = cache.layers[layer]
     assert isinstance(kept, DynamicLayer)
     assert kept.keys is not None

@@ -1,4 +1,4 @@
-"""The three ways to ask a network, over batches that fit the memory."""
+"""Generation, constrained decoding and scoring, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         top_p: Probability mass sampled from.
-        seed: Seed of the draws, of each prompt on its own.
+        seed: Seed of sampling, combined with each prompt.
     """
 
     temperature: float = 0.0
@@ -38,7 +38,7 @@ class Sampling:
     seed: int = 0
 
     def processors(self, prompts: Sequence[str], device: torch.device) -> LogitsProcessorList:
-        """What turns the argmax of the scores into a draw; nothing for greedy decoding."""
+        """Logits processors that make the argmax a sample; empty for greedy decoding."""
         made = LogitsProcessorList()
         if self.temperature > 0:
             made += [TemperatureLogitsWarper(self.temperature)]
@@ -49,16 +49,16 @@ class Sampling:
 
 
 class BatchDecoding:
-    """Prompts through a network in batches that fit the memory.
+    """Runs prompts through a network in batches that fit the memory.
 
-    A prompt for which there is no memory gets an error in the place of its answer.
+    A prompt that does not fit into memory gets an error instead of an answer.
 
     Args:
-        decoder: The network's passes.
+        decoder: Forward passes of the network.
         tokenizer: Its tokenizer.
-        usage: Where tokens are counted.
-        max_bytes: Memory that passes may take beside the weights.
-        share_prefixes: Whether prompts that begin alike share a tree.
+        usage: Token counter.
+        max_bytes: Memory for forward passes, besides the weights.
+        share_prefixes: Whether prompts with a common prefix share a tree.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class BatchDecoding:
         answers: list[Any],
         room: int = 0,
     ) -> None:
-        """Work through prompts in batches that fit; halve those that do not after all.
+        """Process prompts in batches that fit; halve a batch that runs out of memory.
 
         Args:
             prompt_ids: Tokens of each prompt.
-            continuation_ids: Tokens that follow it, each on its own; ``[[]]`` for none.
+            continuation_ids: Tokens of its continuations; ``[[]]`` for none.
             work: Handles a batch.
-            answers: One place per prompt; it gets an error where there is no memory for a prompt.
-            room: Tokens that may be written after each prompt.
+            answers: One entry per prompt; an error where a prompt does not fit into memory.
+            room: Tokens that may be generated after each prompt.
         """
         waiting = plan(
             self.decoder, prompt_ids, continuation_ids, room=room, max_bytes=self.max_bytes,
@@ -116,10 +116,10 @@ class BatchDecoding:
         sampling: Sampling,
         max_new_tokens: int,
     ) -> list[str | LanguageModelError]:
-        """Free text after every prompt; it does not depend on the batch it was made in.
+        """Free text after every prompt, independent of the batch.
 
         Args:
-            prompts: ``B`` texts, from which draws are seeded.
+            prompts: ``B`` texts, which seed the sampling.
             prompt_ids: Their tokens inside the template.
             sampling: How the next token is drawn.
             max_new_tokens: Longest reply.
@@ -139,7 +139,7 @@ class BatchDecoding:
         return replies
 
     def _write(self, batch: Batch, processors: LogitsProcessorList, max_new_tokens: int) -> Tensor:
-        """Tokens written after the prompts of a batch, ``(B, at most max_new_tokens)``."""
+        """Tokens generated after the prompts of a batch, ``(B, at most max_new_tokens)``."""
         # the last token's keys and values are left out: its pass gives the first distribution
         known = self.decoder.prefill(batch.passes, max_new_tokens, last=False)
         ids: Tensor = self.decoder.network.generate(  # type: ignore[operator]  # untyped mixin
@@ -164,10 +164,10 @@ class BatchDecoding:
         first: Sequence[Sequence[list[int]]],
         later: Sequence[Sequence[list[int]]],
     ) -> list[str | LanguageModelError]:
-        """Constrained decoding: at every token only the beginnings of unused lines are allowed.
+        """Constrained decoding: every token must continue an unused line.
 
         Args:
-            options: For every prompt, the lines that may be written.
+            options: For every prompt, the lines to permute.
             prompt_ids: Tokens of each prompt.
             first: Tokens of the lines at the beginning of a reply, line breaks included.
             later: Their tokens after another line.
@@ -189,10 +189,10 @@ class BatchDecoding:
     def score(
         self, prompt_ids: Sequence[list[int]], continuation_ids: Sequence[Sequence[list[int]]]
     ) -> list[list[float] | LanguageModelError]:
-        """Log-probabilities of all continuations in one forward pass a batch.
+        """Log-probabilities of all continuations in one forward pass per batch.
 
-        Prompts with a common beginning and the continuations of each are one tree, in which
-        every common token is computed once.
+        Prompts with a common prefix and their continuations are one tree, in which every common
+        token is computed once.
 
         Args:
             prompt_ids: Tokens of each prompt.
@@ -217,7 +217,7 @@ class BatchDecoding:
                 scores[row] = found[: len(continuation_ids[row])]
                 del found[: len(continuation_ids[row])]
 
-        # nothing follows the last token of a continuation, so it need not pass
+        # nothing follows the last token of a continuation: it needs no forward pass
         passed = [[ids[:-1] for ids in row] for row in continuation_ids]
         self._run(prompt_ids, passed, work, scores)
         self.usage.prompt_tokens += sum(
@@ -231,7 +231,7 @@ def _not_asked(n: int) -> list[str | LanguageModelError]:
 
 
 def _longest_reply(first: Sequence[list[int]], later: Sequence[list[int]]) -> int:
-    """Tokens that a prompt's lines take at most."""
+    """Largest number of tokens of a prompt's lines."""
     return max(map(len, first), default=0) + sum(map(len, later))
 
 

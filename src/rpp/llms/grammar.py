@@ -1,4 +1,4 @@
-"""The grammar of all permutations, for servers that let one constrain a reply."""
+"""Grammar of all permutations, for servers with grammar-constrained decoding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from functools import lru_cache
 from rpp.types import InputError
 
 MAX_LINES = 12
-"""Lines a permutation grammar takes: it has one rule per subset, 4,095 of them for 12."""
+"""Largest number of lines of a grammar: it has a rule per subset, 4,095 for 12 lines."""
 
 
 def permutation_grammar(lines: Sequence[str]) -> str:
-    r"""Grammar of the texts that hold every line exactly once, one below the other.
+    r"""Grammar of the texts that contain every line exactly once.
 
-    After each line the rule of the lines not yet written takes over, so there is one rule per
-    subset, :math:`2^n - 1` in all. Written so that llama.cpp (GBNF) and vLLM (EBNF of xgrammar)
-    read it alike.
+    After each line follows the rule of the remaining lines, so there is one rule per subset,
+    :math:`2^n - 1` in all. Valid for llama.cpp (GBNF) and for vLLM (EBNF of xgrammar).
 
     Args:
         lines: ``n`` different lines, in any order.

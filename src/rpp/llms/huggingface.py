@@ -1,4 +1,4 @@
-"""Language models of the Hugging Face kind, run in this process."""
+"""Hugging Face language models, run in this process."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class HuggingFaceLanguageModel(LanguageModel):
         revision: Commit or tag of a hub model; pin it.
         adapter: Folder or hub id of a peft (LoRA) adapter.
         template: ``chat``: the model's own chat template; ``alpaca``: instruction and response;
-            ``none``: the prompt as it is.
-        dtype: ``auto``: bfloat16 where the processor computes in it (a GPU, or a CPU with
-            AVX512-BF16 or AMX), else float16 on a GPU and float32 on a CPU.
+            ``none``: the prompt unchanged.
+        dtype: ``auto``: bfloat16 if the processor supports it (a GPU, or a CPU with AVX512-BF16
+            or AMX), else float16 on a GPU and float32 on a CPU.
         quantization: ``4bit`` (nf4) or ``8bit`` weights by bitsandbytes.
         device: ``auto``: the trainer's device.
-        device_map: Parts of a model too large for one GPU, by ``accelerate``: ``auto``,
-            ``balanced`` or ``sequential``, or the device of each named part; ``null``: all of it
-            is on ``device``. For one learner process, and not for tuning.
+        device_map: Splits a model that is too large for one GPU, by ``accelerate``: ``auto``,
+            ``balanced`` or ``sequential``, or the device of each named part; ``null``: the whole
+            model is on ``device``. For one learner process, and not for tuning.
         temperature: 0 is greedy; the paper uses 0.2.
         top_p: Probability mass sampled from.
         max_new_tokens: Longest reply of ``generate``.
-        seed: Seed of sampled replies, of each prompt on its own.
-        share_prefixes: Compute what prompts have in common once.
+        seed: Seed of sampled replies, combined with each prompt.
+        share_prefixes: Compute common prefixes of prompts once.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class HuggingFaceLanguageModel(LanguageModel):
 
         Args:
             device: The trainer's.
-            memory_gb: Memory that passes may take beside the weights, in 10^9 bytes; without it
-                most of a GPU's free memory or a quarter of the computer's.
+            memory_gb: Memory for forward passes besides the weights, in 10^9 bytes; by default
+                most of a GPU's free memory or a quarter of main memory.
         """
         if self.device_name == "auto":
             self.device_name = str(device)
@@ -104,7 +104,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         """Run in each process.
 
         Raises:
-            InputError: If several processes would each lay a model over all GPUs.
+            InputError: If several processes would each split a model over all GPUs.
         """
         if self.device_map is not None and n_processes > 1:
             raise InputError(
@@ -114,12 +114,12 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device of the model."""
         return resolve_device(self.device_name)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights that are not quantised."""
+        """Precision of weights that are not quantised."""
         return resolve_dtype(self.dtype_name, self.device)
 
     @cached_property
@@ -159,7 +159,7 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     @cached_property
     def prompt_tokenizer(self) -> PromptTokenizer:
-        """Prompts inside the template, and texts to tokens."""
+        """Chat template and tokenisation."""
         return PromptTokenizer(self.tokenizer, self.template)
 
     @cached_property
@@ -176,7 +176,7 @@ class HuggingFaceLanguageModel(LanguageModel):
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The network's passes."""
+        """Forward passes of the network."""
         return Decoder(self.network, int(self.tokenizer.pad_token_id))
 
     @cached_property
@@ -192,7 +192,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         return self.max_new_tokens
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt inside its template."""
+        """Number of tokens of a prompt inside its template."""
         return len(self.prompt_tokenizer.encode(text))
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class HuggingFaceLanguageModel(LanguageModel):
             torch.cuda.empty_cache()
 
     def _max_bytes(self) -> int:
-        """Bytes that passes may take beside the weights."""
+        """Bytes for forward passes, besides the weights."""
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         if self.device.type == "cuda":
@@ -214,7 +214,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         return int(psutil.virtual_memory().available // 4)
 
     def _decoding(self) -> BatchDecoding:
-        """The network over batches that fit the memory free now."""
+        """Decoding in batches that fit the currently free memory."""
         return BatchDecoding(
             self.decoder,
             self.tokenizer,
@@ -224,7 +224,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         )
 
     def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
-        """Free text, greedy or sampled; a reply does not depend on the batch it was made in."""
+        """Free text, greedy or sampled, independent of the batch."""
         prompt_ids = [self.prompt_tokenizer.encode(prompt) for prompt in prompts]
         sampling = Sampling(self.temperature, self.top_p, self.seed)
         return self._decoding().generate(prompts, prompt_ids, sampling, self.max_new_tokens)
@@ -232,7 +232,7 @@ class HuggingFaceLanguageModel(LanguageModel):
     def generate_permutation(
         self, prompts: Sequence[str], options: Sequence[Sequence[str]]
     ) -> list[str | LanguageModelError]:
-        """Constrained decoding: at every token only the beginnings of unused lines are allowed."""
+        """Constrained decoding: every token must continue an unused line."""
         spell = self.prompt_tokenizer.continuation
         prompt_ids = [self.prompt_tokenizer.encode(prompt) for prompt in prompts]
         first = [[spell(f"{text}\n") for text in texts] for texts in options]
@@ -245,7 +245,7 @@ class HuggingFaceLanguageModel(LanguageModel):
         continuations: Sequence[Sequence[str]],
         response_prefixes: Sequence[str] | None = None,
     ) -> list[list[float] | LanguageModelError]:
-        """Log-probabilities of all continuations in one forward pass a batch."""
+        """Log-probabilities of all continuations in one forward pass per batch."""
         prefixes = response_prefixes or [""] * len(prompts)
         prompt_ids = [
             self.prompt_tokenizer.encode(prompt, prefix)

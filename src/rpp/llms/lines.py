@@ -1,4 +1,4 @@
-"""Constrained decoding as bookkeeping: every line exactly once, in an order yet to be chosen."""
+"""State of constrained decoding: every line exactly once, in any order."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 class Lines:
-    """The lines a reply still has to write, and how far the open one has got.
+    """The remaining lines of a reply, and the tokens of the current one.
 
     Args:
-        lines: Tokens of every line, its line break included, so that none begins another.
-        first: The same lines as they are spelt at the beginning of a reply, where that differs.
+        lines: Tokens of every line, its line break included, so that none is a prefix of another.
+        first: The same lines as tokenised at the beginning of a reply, if that differs.
     """
 
     def __init__(
@@ -23,12 +23,12 @@ class Lines:
         self.order: list[int] = []
 
     def allowed(self) -> list[int]:
-        """Tokens that may follow: the next of every unused line that begins like the open one."""
+        """Allowed tokens: the next one of every unused line with the current prefix."""
         at = len(self._open)
         return sorted({self._lines[k][at] for k in self._left if self._lines[k][:at] == self._open})
 
     def write(self, token: int) -> None:
-        """Write an allowed token."""
+        """Append an allowed token."""
         self._open.append(token)
         if self._open in (lines := [self._lines[k] for k in self._left]):
             self.order.append(self._left.pop(lines.index(self._open)))
@@ -36,7 +36,7 @@ class Lines:
             self._lines = self._later
 
     def force(self) -> list[int]:
-        """Write all that is no choice; returns it, and nothing if no choice is left at all."""
+        """Append the forced tokens and return them; empty if no choice is left."""
         written: list[int] = []
         while len(self._left) > 1:
             following = self.allowed()
@@ -50,5 +50,5 @@ class Lines:
 
     @property
     def finished(self) -> bool:
-        """Whether the order is known."""
+        """Whether the order is decided."""
         return not self._left

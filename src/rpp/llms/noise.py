@@ -1,4 +1,4 @@
-"""Sampling whose outcome does not depend on the batch a prompt is in."""
+"""Sampling that is independent of the batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import LogitsProcessor
 
 
 class GumbelNoise(LogitsProcessor):
-    """Sampling as an argmax: standard Gumbel noise from a generator of each prompt's own.
+    """Gumbel-max sampling with a random generator per prompt.
 
-    The most probable token after adding it is a draw from the distribution, so that a reply
-    depends on its prompt and the seed, never on the batch it was made in. The numbers are drawn
-    where the network runs; another kind of device draws others.
+    The argmax of the scores plus standard Gumbel noise is a sample from the distribution. A reply
+    therefore depends on its prompt and the seed, not on the batch. The noise is drawn on the
+    network's device; another kind of device gives other numbers.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which prompts go through the network together: as trees, in passes and batches that fit."""
+"""Batching: prompts as trees, trees in forward passes, passes in batches that fit."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rpp.llms.decoder import Decoder
 from rpp.llms.tree import Tree, batches, group
 
 CPU_PASS = 4096
-"""Padded tokens that pass through the network at once on a CPU, where more is no faster."""
+"""Padded tokens per forward pass on a CPU, where larger passes are no faster."""
 
 CPU_ROWS = 32
-"""Replies written at once on a CPU, likewise."""
+"""Replies generated at once on a CPU, likewise."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts whose keys and values are in memory at the same time.
+    """Prompts with keys and values in memory at the same time.
 
     Attributes:
-        passes: Trees that go through the network together.
-        rows_of: For every tree, the prompts it holds.
+        passes: Trees of each forward pass.
+        rows_of: For every tree, its prompts.
         build: Makes the tree of some prompts.
     """
 
@@ -31,11 +31,11 @@ class Batch:
 
     @property
     def rows(self) -> list[int]:
-        """Prompts, in the order the trees hold them."""
+        """Prompts, in the order of the trees."""
         return [row for rows in self.rows_of for row in rows]
 
     def halves(self) -> list[Batch]:
-        """Two batches of fewer passes, smaller passes or smaller trees; none of a single prompt."""
+        """Two batches with fewer passes, smaller passes or smaller trees; none for one prompt."""
         if len(self.rows) == 1:
             return []
         passes, rows_of = self.passes, self.rows_of
@@ -63,18 +63,18 @@ def plan(
     max_bytes: int,
     share: bool,
 ) -> list[Batch]:
-    """Put prompts into batches.
+    """Divide prompts into batches.
 
     Args:
         decoder: The network they are for.
         prompt_ids: Tokens of each prompt.
-        continuation_ids: Tokens that follow it, each on its own; ``[[]]`` for none.
-        room: Tokens that may be written after each prompt.
-        max_bytes: Memory beside the weights.
-        share: Whether prompts that begin alike share a tree.
+        continuation_ids: Tokens of its continuations; ``[[]]`` for none.
+        room: Tokens that may be generated after each prompt.
+        max_bytes: Memory besides the weights.
+        share: Whether prompts with a common prefix share a tree.
 
     Returns:
-        Batches; every prompt is in one of them. One that does not fit is in a batch of its own.
+        Batches; every prompt is in one of them, one that does not fit alone in its batch.
     """
     on_cpu = decoder.device.type == "cpu"
     groups = [[row] for row in range(len(prompt_ids))]
@@ -95,11 +95,11 @@ def plan(
         return tree
 
     def keeps(rows: Sequence[int]) -> int:
-        """Places of keys and values to write on behind some prompts."""
+        """Key-value positions for generation after some prompts."""
         return len(rows) * (max(len(prompt_ids[row]) for row in rows) + room) if room else 0
 
     def split(rows: list[int]) -> list[list[int]]:
-        """Parts of a tree's prompts for which there is memory to write on."""
+        """A tree's prompts in parts whose generation fits into memory."""
         size = max(len(prompt_ids[row]) for row in rows)
         if len(rows) == 1 or decoder.n_bytes(size, 1, keeps(rows)) <= max_bytes:
             return [rows]
@@ -110,13 +110,13 @@ def plan(
     trees = [build(rows) for rows in groups]
 
     def passes(width: int, numbers: Sequence[int]) -> bool:
-        """Whether some trees may go through the network together."""
+        """Whether some trees fit into one forward pass."""
         if on_cpu and width * len(numbers) > CPU_PASS:
             return False
         return decoder.n_bytes(width, len(numbers)) <= max_bytes
 
     def fits(width: int, numbers: Sequence[int]) -> bool:
-        """Whether there is memory for the keys and values of some trees' texts."""
+        """Whether the keys and values of some trees' texts fit into memory."""
         if not room:
             return passes(width, numbers)
         rows = [row for k in numbers for row in groups[k]]

@@ -1,4 +1,4 @@
-"""Prompts inside their template, and texts to tokens."""
+"""Chat template and tokenisation of prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rpp.types import InputError
 Template = Literal["chat", "alpaca", "none"]
 
 ALPACA = "### Instruction:\n{prompt}\n\n### Response:\n"
-"""How instruction-tuned LoRA models of the Alpaca kind expect a task."""
+"""Prompt template of Alpaca-type instruction-tuned models."""
 
 
 class PromptTokenizer:
-    """Puts prompts into a template and texts into tokens.
+    """Applies a template to prompts and tokenises texts.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -29,7 +29,7 @@ class PromptTokenizer:
         self.template = template
 
     def render(self, prompt: str) -> str:
-        """A prompt inside its template, up to where the reply begins.
+        """A prompt inside its template, up to the beginning of the reply.
 
         Raises:
             InputError: If the chat template fails, or has no place for the prompt.
@@ -61,7 +61,7 @@ class PromptTokenizer:
 
     @property
     def _adds_special(self) -> bool:
-        """Whether the tokenizer adds its special tokens; a chat template writes them itself."""
+        """Whether the tokenizer adds its special tokens; a chat template contains them."""
         return self.template != "chat"
 
     def encode(self, prompt: str, response_prefix: str = "") -> list[int]:
@@ -70,19 +70,19 @@ class PromptTokenizer:
         return list(self.tokenizer(text, add_special_tokens=self._adds_special).input_ids)
 
     def encode_with_starts(self, rendered: str) -> tuple[list[int], list[int]]:
-        """Token ids of a rendered prompt, and the place in it at which each begins."""
+        """Token ids of a rendered prompt, and the character offset of each."""
         encoded = self.tokenizer(
             rendered, add_special_tokens=self._adds_special, return_offsets_mapping=True
         )
         return list(encoded.input_ids), [start for start, _ in encoded.offset_mapping]
 
     def continuation(self, text: str, after: str = "") -> list[int]:
-        """Token ids of a text as it is spelt within a reply.
+        """Token ids of a text as tokenised within a reply.
 
         Args:
             text: The text.
-            after: What stands before it, the last character is enough: SentencePiece spells a
-                text by itself in another way, with a blank before it.
+            after: The preceding text, of which the last character is enough: SentencePiece
+                tokenises a text on its own differently, with a blank before it.
         """
         before, both = self._plain_ids(after) if after else [], self._plain_ids(after + text)
         return both[len(before) :] if both[: len(before)] == before else self._plain_ids(text)

@@ -1,9 +1,8 @@
-"""Prompt trees: texts with common beginnings, every common token computed once.
+"""Prompt trees: texts with common prefixes, in which every common token is computed once.
 
-Prompts of one user share the history and the candidates, the continuations of one prompt share
-the prompt. Laid out as one sequence in which every token sees the tokens before it *on its own
-path* and nothing else, they pass through a decoder together, with the result each would have
-alone.
+Prompts of one user share history and candidates; continuations of one prompt share the prompt. A
+tree is one sequence in which every token attends only to the earlier tokens of *its own path*. One
+forward pass of the tree gives the same result as separate passes of its texts.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from torch import Tensor
 
 @dataclass
 class Tree:
-    """Token sequences merged where they begin alike.
+    """Token sequences merged at their common prefixes.
 
     Attributes:
-        tokens: Token of every node; a parent stands before its children.
-        parents: Node before it, -1 for a first token.
-        depths: Its place in the text, from 0.
+        tokens: Token of every node; a parent comes before its children.
+        parents: Parent of every node, -1 for a first token.
+        depths: Position of every node in its text, from 0.
         paths: For every sequence, in the order added, the nodes of its tokens.
     """
 
@@ -35,7 +34,7 @@ class Tree:
     _children: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
     def add(self, sequence: Sequence[int]) -> None:
-        """Add a sequence; the part it has in common with earlier ones is not stored again."""
+        """Add a sequence; a prefix shared with earlier ones is not stored again."""
         node, path = -1, []
         for depth, token in enumerate(sequence):
             known = self._children.get((node, token))
@@ -54,7 +53,7 @@ class Tree:
         return len(self.tokens)
 
     def visible(self) -> NDArray[np.bool_]:
-        """Which nodes each node sees: itself and those before it on its path, ``(N, N)``."""
+        """Attention mask, ``(N, N)``: each node sees itself and its ancestors."""
         seen = np.eye(len(self), dtype=bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -64,12 +63,12 @@ class Tree:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees as a decoder takes them, padded at the end to the longest, ``N`` nodes.
+    """Input of a decoder: trees, right-padded to ``N`` nodes.
 
     Attributes:
         ids: Tokens, ``(B, N)``.
-        positions: Place of each in its text, ``(B, N)``.
-        mask: Added to the attention scores, ``(B, 1, N, N)``: 0 or the smallest number.
+        positions: Position of each in its text, ``(B, N)``.
+        mask: Additive attention mask, ``(B, 1, N, N)``: 0 or the smallest number.
     """
 
     ids: Tensor
@@ -78,7 +77,7 @@ class TreeBatch:
 
 
 def batch_trees(trees: Sequence[Tree], pad: int, dtype: torch.dtype) -> TreeBatch:
-    """Pad trees to one width; a padding token sees itself alone and nothing sees it."""
+    """Pad trees to one width; a padding token sees only itself and is seen by no other."""
     width = max(map(len, trees))
     ids = torch.full((len(trees), width), pad)
     positions = torch.zeros_like(ids)
@@ -91,10 +90,10 @@ def batch_trees(trees: Sequence[Tree], pad: int, dtype: torch.dtype) -> TreeBatc
 
 
 def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores: 0, or the smallest number where nothing is to be seen.
+    """Additive attention mask: 0, or the smallest number where attention is masked.
 
     Args:
-        visible: Which places each sees, ``(B, N, K)``.
+        visible: Which positions each token sees, ``(B, N, K)``.
         dtype: Precision of the scores.
 
     Returns:
@@ -105,7 +104,7 @@ def attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens two sequences begin with alike."""
+    """Length of the common prefix of two sequences."""
     length = min(len(first), len(second))
     different = np.flatnonzero(np.asarray(first[:length]) != np.asarray(second[:length]))
     return int(different[0]) if len(different) else length
@@ -118,17 +117,16 @@ def group(
     pair_cost: float,
     max_size: int,
 ) -> list[list[int]]:
-    """Which prompts are worth computing in one tree.
+    """Group prompts into trees where this saves time.
 
-    Neighbours in lexicographic order have the longest beginnings in common. A prompt joins the
-    tree of its neighbour if the tokens it saves cost more than the attention it adds: in a tree
-    every token attends to all others, most of them for nothing.
+    Neighbours in lexicographic order have the longest common prefixes. A prompt joins the tree of
+    its neighbour if the tokens saved cost more than the additional attention: a tree computes the
+    attention of all pairs of tokens, most of which are masked.
 
     Args:
         prompt_ids: Tokens of each prompt.
         sizes: Number of tokens of each prompt with its continuations.
-        pair_cost: Cost of one pair of attention, in that of one token's passage through the
-            linear maps.
+        pair_cost: Cost of one attention pair, relative to one token in the linear maps.
         max_size: Largest tree.
 
     Returns:

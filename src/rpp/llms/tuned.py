@@ -1,4 +1,4 @@
-"""Which users an adapter has not learnt from, as the file beside it tells."""
+"""Users an adapter was not tuned on, recorded in the file beside it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from rpp.types import InputError
 
 ABOUT = "tuning.json"
-"""Stands beside the weights of an adapter that was tuned here."""
+"""Name of the file beside the weights of an adapter tuned here."""
 
 DATA = "data"
 LEFT_OUT = "left_out"
 
 
 def marks(user_ids: Iterable[str]) -> list[str]:
-    """Short hashes of users' names, sorted: an adapter that is passed on names nobody."""
+    """Short hashes of user names, sorted, so that a published adapter contains no names."""
     return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in user_ids})
 
 
 def left_out_of(adapter: str, data: str) -> set[str] | None:
-    """Marks of the users of a data set whom an adapter has left out; ``None``: nothing is told.
+    """Hashes of the users of a data set an adapter was not tuned on; ``None`` if not recorded.
 
     Args:
         adapter: The adapter's folder.
@@ -45,12 +45,12 @@ def left_out_of(adapter: str, data: str) -> set[str] | None:
 
 
 def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
-    """How many users of a data set an adapter may have learnt from; 0 if nothing is told.
+    """Number of the given users an adapter may have been tuned on; 0 if not recorded.
 
     Args:
         adapter: The adapter's folder.
         data: Name of the data set.
-        user_ids: The users in question.
+        user_ids: The users to check.
 
     Raises:
         InputError: If the file beside the adapter cannot be read.

@@ -34,7 +34,7 @@ POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the files of a model come from.
+    """Source of a model's files.
 
     Attributes:
         name: The embedded default, a local folder or a hub id.
@@ -74,7 +74,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: Precision, device: torch.device) -> torch.dtype:
-    """Precision by name; ``auto`` is bfloat16 where the processor computes in it."""
+    """Precision by name; ``auto`` is bfloat16 if the processor supports it."""
     if name != "auto":
         named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         return named[name]
@@ -100,9 +100,9 @@ def load_network(
 
     Args:
         files: The model.
-        device: Where it runs, unless ``device_map`` spreads it.
+        device: Its device, unless ``device_map`` splits it.
         dtype: Precision of the weights that are not quantised.
-        device_map: Device of each part, in the way of ``accelerate``.
+        device_map: Device of each part, as for ``accelerate``.
         quantization: Kind of quantised weights.
         adapter: Folder or hub id of a peft adapter.
 
@@ -209,7 +209,7 @@ def refuse_pointers(name: str) -> None:
 
 
 def free_bytes(gpus: Iterable[torch.device]) -> int:
-    """Memory of the fullest GPU that is free, or kept by PyTorch for what comes next."""
+    """Smallest free memory of the GPUs, including memory cached by PyTorch."""
 
     def free(gpu: torch.device) -> int:
         unused = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
