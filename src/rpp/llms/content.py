@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from rpp.assets import cache_dir
-from rpp.llms.tuned import ABOUT
+from rpp.llms.tuned import METADATA_FILE
 
 KINDS = (
     ".json", ".safetensors", ".bin", ".pt", ".gguf", ".jinja", ".model", ".txt", ".tiktoken",
@@ -38,7 +38,7 @@ def content_name(name: str) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     """Files of a folder, and chat templates below it, in an order of their own."""
     for file in sorted({*folder.glob("*"), *folder.glob("*/*.jinja")}):
-        if file.is_file() and file.suffix in KINDS and file.name != ABOUT:
+        if file.is_file() and file.suffix in KINDS and file.name != METADATA_FILE:
             yield file
 
 

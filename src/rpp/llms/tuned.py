@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rpp.types import InputError
 
-ABOUT = "tuning.json"
+METADATA_FILE = "tuning.json"
 """Name of the file beside the weights of an adapter tuned here."""
 
 DATA = "data"
@@ -31,7 +31,7 @@ def left_out_of(adapter: str, data: str) -> set[str] | None:
     Raises:
         InputError: If the file beside the adapter cannot be read.
     """
-    path = Path(adapter, ABOUT)
+    path = Path(adapter, METADATA_FILE)
     if not path.is_file():
         return None
     try:

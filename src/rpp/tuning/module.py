@@ -12,11 +12,8 @@ Left open by the paper and chosen here: rank, layers, learning rate and everythi
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,35 +29,18 @@ from transformers import get_cosine_schedule_with_warmup
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tree import Tree
-from rpp.llms.tuned import ABOUT, DATA, LEFT_OUT, left_out_of, marks
+from rpp.llms.tuned import DATA, LEFT_OUT, left_out_of, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.processes import all_reduce_sum, gather_rows
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import REPLY_START, Decoding, Ranker
+from rpp.tuning.export import card, note_curve, put_in_place, write_metadata
 from rpp.tuning.instructions import Instruction
 from rpp.types import Episode, InputError
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear maps of a Llama layer."""
-
-CARD = """# LoRA adapter of {base_model}, tuned on {data}
-
-Made by `rpp.tuning`: {kind} from the training interactions of {n_users} users;
-nobody who validates or tests the policy, and no one's last two interactions.
-{n_sequences} sequences, {steps} steps, data seed {seed}; it began with {start}.
-`tuning.json` beside this file has the scores on validation interactions, how they rose, and hashes
-of the users left out.
-
-Use: `environment.llm.init_args.adapter: FOLDER`{use}.
-
-The adapter is licensed like the code of this project. What it was tuned on is not: MovieLens, for
-one, may be used for research only, and so may what is derived from it.
-"""
-"""What lies beside an adapter's weights, in words."""
-
-HIDDEN = ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`"
-"""How a model is asked that has learnt titles and no lists."""
 
 
 class RankingAdapter(LightningModule):
@@ -329,46 +309,32 @@ class RankingAdapter(LightningModule):
         if reached > best:
             self._export(ranks, is_first=len(self.curve) == 1)
         else:
-            self._note_curve()
+            note_curve(self.adapter_dir, self.curve)
 
     def _export(self, ranks: Tensor, *, is_first: bool) -> None:
-        """Keep the adapter; one of an earlier fit is put aside as ``NAME.previous``.
-
-        It is written beside its place and put there whole: it may be in use.
-        """
-        place = self.adapter_dir
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as temp:
-            fresh, former = Path(temp, "fresh"), Path(temp, "former")
-            self._write(fresh, ranks)
-            if is_first:
-                former = place.with_name(f"{place.name}.previous")
-                if place.exists():
-                    shutil.rmtree(former, ignore_errors=True)
-            if place.exists():
-                place.rename(former)
-            fresh.rename(place)
-
-    def _note_curve(self) -> None:
-        """Tell beside the best adapter how tuning went on."""
-        path = self.adapter_dir / ABOUT
-        if path.is_file():
-            about = json.loads(path.read_text()) | {"curve": self.curve}
-            path.write_text(json.dumps(about, indent=2) + "\n")
-
-    def _write(self, folder: Path, ranks: Tensor) -> None:
         """Write the adapter in peft's format, in half precision, and what it is."""
         state = {
             name: weight.detach().to(torch.bfloat16)
             for name, weight in self.network.state_dict().items()
             if "lora_" in name
         }
-        # embeddings are never tuned: peft need not look up whether they have grown
-        self.network.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
-        for file in folder.glob("*.safetensors"):  # written for the owner alone; it may be shared
-            file.chmod(0o644)
+        if not all(weight.isfinite().all() for weight in state.values()):
+            raise self._broken("weights are")
+        metadata = self._metadata(ranks)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        about = {
+        text = card(metadata, shows_candidates=data.display.show_candidates)
+
+        def write(folder: Path) -> None:
+            # embeddings are never tuned: peft need not look up whether they have grown
+            self.network.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+            write_metadata(folder, metadata, text)
+
+        put_in_place(self.adapter_dir, write, is_first=is_first)
+
+    def _metadata(self, ranks: Tensor) -> dict[str, Any]:
+        """What ``tuning.json`` tells; ranks of the validation targets, ``(n_users,)``."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {
             "base_model": self.llm.model_name,
             "started_from": self.start,
             DATA: data.summary["settings"]["name"],
@@ -384,18 +350,6 @@ class RankingAdapter(LightningModule):
             "curve": self.curve,
             LEFT_OUT: sorted(self.left_out),
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        (folder / "README.md").write_text(self._card(about), encoding="utf-8")
-
-    def _card(self, about: dict[str, Any]) -> str:
-        """What the adapter is, in words."""
-        shown = self.trainer.datamodule.display.show_candidates  # type: ignore[attr-defined]
-        return CARD.format(
-            **about,
-            kind="rankings of listed candidates" if shown else "packed histories",
-            start="fresh weights" if self.start is None else f"the adapter in `{self.start}`",
-            use="" if shown else HIDDEN,
-        )
 
     # -- checkpoints -------------------------------------------------------------------------
 
@@ -404,7 +358,9 @@ class RankingAdapter(LightningModule):
         checkpoint["state_dict"] = {
             name: weight for name, weight in checkpoint["state_dict"].items() if "lora_" in name
         }
-        checkpoint["tuning"] = {"curve": self.curve, "n_sequences": self.n_sequences}
+        checkpoint["tuning"] = {
+            "curve": self.curve, "n_sequences": self.n_sequences, "lr": self.lr,
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting.
@@ -414,5 +370,12 @@ class RankingAdapter(LightningModule):
         """
         if "tuning" not in checkpoint:
             raise InputError("this checkpoint was not written by RankingAdapter: fit one first")
+        lr = checkpoint["tuning"].get("lr", self.lr)
+        if self.trainer.state.fn == "fit" and lr != self.lr:
+            raise InputError(
+                f"the run to go on with has the learning rate {lr:g} and a schedule under way, and"
+                f" model.lr is {self.lr:g}: set it to {lr:g}, or start anew from its adapter"
+                " (model.start)"
+            )
         self.curve = checkpoint["tuning"]["curve"]
         self.n_sequences = checkpoint["tuning"]["n_sequences"]
