@@ -1,13 +1,13 @@
-r"""A LoRA adapter that teaches a frozen language model to rank (paper, section 4.1: Alpaca).
+r"""LoRA tuning of a frozen language model on rankings (paper, section 4.1: Alpaca).
 
-The loss is the mean negative log-likelihood of the learnt tokens of an instruction (see
+The loss is the mean negative log-likelihood of the tokens in the spans of an instruction (see
 ``rpp.tuning.instructions``), and with a weight :math:`\lambda` that of the target among the
 candidates,
 
 .. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
     \text{prompt})
 
-Left open by the paper and chosen here: rank, layers, learning rate and everything else below.
+Not specified in the paper: rank, layers, learning rate and all other settings below.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ Use: `environment.llm.init_args.adapter: FOLDER`{use}.
 The adapter is licensed like the code of this project. What it was tuned on is not: MovieLens, for
 one, may be used for research only, and so may what is derived from it.
 """
-"""What lies beside an adapter's weights, in words."""
+"""Template of the model card beside an adapter's weights."""
 
 HIDDEN = ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`"
-"""How a model is asked that has learnt titles and no lists."""
+"""Display for a model tuned on titles, without lists of candidates."""
 
 
 class RankingAdapter(LightningModule):
@@ -68,31 +68,31 @@ class RankingAdapter(LightningModule):
 
     Args:
         llm: The model to tune, with its template, precision and quantisation (``4bit``: QLoRA).
-        adapter_dir: Where the best adapter is kept, in peft's format.
-        start: Folder of an adapter to go on from, its rank and layers included; packed histories
-            first and rankings after, for example.
+        adapter_dir: Folder of the best adapter, in peft's format.
+        start: Folder of an adapter to continue from, with its rank and layers; for example
+            packed histories first and rankings afterwards.
         patterns: YAML file with the sentences of each pattern, for validation.
         decoding: How validation ranks.
         show_candidates: Whether validation prompts list the candidates.
         per_character: Whether ``likelihood`` divides a title's log-probability by its length.
         n_history: Items a validation prompt shows.
         rank: Rank of the adapter.
-        alpha: Scale of the adapter: its output counts ``alpha / rank``.
+        alpha: Scale of the adapter: its output is multiplied by ``alpha / rank``.
         dropout: Dropout before the adapter.
         n_layers: Number of upper layers that are adapted; 0 means all. Layers below need no
             gradient, which saves time.
         target_modules: Names of the linear maps that are adapted.
-        lr: Highest learning rate; it rises over the first 3 % of steps and then falls to 0 by
-            half a cosine.
+        lr: Maximum learning rate, with linear warm-up over 3 % of the steps and cosine decay to
+            0.
         weight_decay: Of AdamW.
         listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
-        gradient_checkpointing: Compute each layer again on the way back and keep only what enters
-            it: a third more time for a fraction of the memory.
+        gradient_checkpointing: Recompute the activations of each layer in the backward pass: a
+            third more time for a fraction of the memory.
 
     Raises:
-        InputError: If there is no adapter to start from, or the model lies on several devices.
+        InputError: If there is no adapter to start from, or the model is on several devices.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RankingAdapter(LightningModule):
                 "a model is tuned on one device: set model.init_args.llm.init_args.device_map to"
                 " null; quantization: 4bit and gradient_checkpointing take less memory"
             )
-        self.strict_loading = False  # a checkpoint holds the adapter alone
+        self.strict_loading = False  # a checkpoint has only the adapter
         self.llm = llm
         self.adapter_dir = Path(adapter_dir)
         self.start = start
@@ -172,11 +172,11 @@ class RankingAdapter(LightningModule):
             else PeftModel.from_pretrained(base, self.start, is_trainable=True)
         )
         self.network.train()
-        # the name a user can load it by, not the folder of this machine
+        # a name any user can load it by, not a local folder
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the adapter; the learning rate rises and falls once over the whole fit."""
+        """AdamW on the adapter; warm-up and cosine decay over the whole fit."""
         weights = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
         n_steps = int(self.trainer.estimated_stepping_batches)
@@ -187,7 +187,7 @@ class RankingAdapter(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Tell users left out from those whom the adapter to start from has learnt from."""
+        """Find the users left out, both here and by the initial adapter."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.left_out = set(marks(data.left_out))
         name = data.summary["settings"]["name"]
@@ -198,7 +198,7 @@ class RankingAdapter(LightningModule):
     # -- losses ------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Instruction], batch_idx: int) -> Tensor:
-        """Likelihood of the learnt tokens, and the target among the candidates."""
+        """Likelihood of the tokens in the loss, and of the target among the candidates."""
         encoded = [self.encode(instruction) for instruction in batch]
         loss = self._likelihood(encoded)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -211,7 +211,7 @@ class RankingAdapter(LightningModule):
         return loss
 
     def encode(self, instruction: Instruction) -> tuple[list[int], list[bool]]:
-        """Tokens of prompt and reply, and which of them are learnt."""
+        """Tokens of prompt and reply, and which of them are in the loss."""
         prompt = self.llm.prompt_tokenizer.render(instruction.prompt)
         text = prompt + instruction.output
         shift = prompt.index(instruction.prompt)
@@ -220,7 +220,7 @@ class RankingAdapter(LightningModule):
         ids, starts = self.llm.prompt_tokenizer.encode_with_starts(text)
         learnt = [any(a <= start < b for a, b in spans) for start in starts]
         end = self.llm.tokenizer.eos_token_id
-        if instruction.is_whole and end is not None:  # or the model would never stop
+        if instruction.is_whole and end is not None:  # else the model would never stop
             ids.append(int(end))
             learnt.append(True)
         if not any(learnt[1 : self.max_tokens]):
@@ -271,7 +271,7 @@ class RankingAdapter(LightningModule):
     # -- validation --------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """A fresh ranker: what the model answered before it changed is of no use."""
+        """A new ranker: cached replies of earlier weights are invalid."""
         self.val_ranker = Ranker(
             self.llm,
             self.decoding,
@@ -295,7 +295,7 @@ class RankingAdapter(LightningModule):
         self.val_ranks.update(target_ranks(self.val_ranker.rank(prompts, batch), batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; keep the adapter if it is the best so far."""
+        """Log the scores; save the adapter if it is the best so far."""
         ranks = gather_rows(self.val_ranks.compute().reshape(-1))
         self.val_ranks.reset()
         for name, metric in METRICS.items():
@@ -314,9 +314,9 @@ class RankingAdapter(LightningModule):
             self._note_curve()
 
     def _export(self, ranks: Tensor, *, is_first: bool) -> None:
-        """Keep the adapter; one of an earlier fit is put aside as ``NAME.previous``.
+        """Save the adapter; one of an earlier fit is renamed to ``NAME.previous``.
 
-        It is written beside its place and put there whole: it may be in use.
+        It is written to a temporary folder and renamed, because the old one may be in use.
         """
         place = self.adapter_dir
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -332,14 +332,14 @@ class RankingAdapter(LightningModule):
             fresh.rename(place)
 
     def _note_curve(self) -> None:
-        """Tell beside the best adapter how tuning went on."""
+        """Update the scores in the file beside the best adapter."""
         path = self.adapter_dir / ABOUT
         if path.is_file():
             about = json.loads(path.read_text()) | {"curve": self.curve}
             path.write_text(json.dumps(about, indent=2) + "\n")
 
     def _write(self, folder: Path, ranks: Tensor) -> None:
-        """Write the adapter in peft's format, in half precision, and what it is."""
+        """Write the adapter in peft's format, in half precision, with its metadata."""
         state = {
             name: weight.detach().to(torch.bfloat16)
             for name, weight in self.network.state_dict().items()
@@ -370,7 +370,7 @@ class RankingAdapter(LightningModule):
         (folder / "README.md").write_text(self._card(about), encoding="utf-8")
 
     def _card(self, about: dict[str, Any]) -> str:
-        """What the adapter is, in words."""
+        """The model card."""
         shown = self.trainer.datamodule.display.show_candidates  # type: ignore[attr-defined]
         return CARD.format(
             **about,
@@ -382,14 +382,14 @@ class RankingAdapter(LightningModule):
     # -- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter alone; the frozen weights are fetched again."""
+        """Save only the adapter; the frozen weights are loaded again."""
         checkpoint["state_dict"] = {
             name: weight for name, weight in checkpoint["state_dict"].items() if "lora_" in name
         }
         checkpoint["tuning"] = {"curve": self.curve, "n_sequences": self.n_sequences}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting.
+        """Restore the counters.
 
         Raises:
             InputError: If the checkpoint is not of a tuned adapter.
