@@ -34,8 +34,8 @@ class InstructionDataModule(EpisodeDataModule):
         max_history: Longest history in a prompt.
         display: Parts of a prompt; without candidates *packed histories* are made.
         draw_seed: Seed of order and sampling; ``null``: ``seed``, which splits the users. The
-            order of epoch ``k`` is that of ``draw_seed + k``. To continue from an adapter with new sequences, raise it
-            by the number of epochs already trained.
+            order of epoch ``k`` is that of ``draw_seed + k``. To continue from an adapter with new
+            sequences, raise it by the number of epochs already trained.
         **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
     """
 
