@@ -100,7 +100,7 @@ class CustomFiles:
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
-        """Refuse an invalid separator or encoding."""
+        """Refuse a separator or an encoding that cannot be one."""
         if not self.separator:
             raise InputError("custom: the separator is empty")
         try:

@@ -32,7 +32,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class CLI(LightningCLI):
-    """LightningCLI with a key ``environment`` and checks of checkpoints."""
+    """LightningCLI with the reward environment as a key of its own and guarded checkpoints."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--name`` and the group ``environment``."""
@@ -42,14 +42,14 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(RewardEnvironment, "environment")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Show progress by tqdm, below which the ranker's own bar fits."""
+        """Show progress by tqdm, which the ranker's own bar can stand below."""
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
-    @rank_zero_only  # only one of several processes does this
+    @rank_zero_only  # of several processes one tidies up
     def before_fit(self) -> None:
-        """Rename the checkpoints of an earlier run: ``last`` must be of this run."""
+        """Put the checkpoints of an earlier run aside: this run's ``last`` must be its own."""
         if self.config_init[self.subcommand].get("ckpt_path") is None and not self._is_trial():
             folder = Path(CHECKPOINTS, self.config_init[self.subcommand].name)
             for path in (folder / "best.ckpt", folder / "last.ckpt"):
@@ -57,11 +57,11 @@ class CLI(LightningCLI):
                     path.replace(path.with_suffix(".previous.ckpt"))
 
     def _is_trial(self) -> bool:
-        """Whether this fit writes no checkpoint."""
+        """Whether nothing will be kept of this fit."""
         return bool(getattr(self.trainer, "fast_dev_run", False))
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before anything is loaded: untrained weights are never tested.
+        """Find the checkpoint before anything is loaded: never test untrained weights silently.
 
         Raises:
             InputError: If there is none, or a comparison is to be fitted.
@@ -83,8 +83,8 @@ def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | 
 
     Args:
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        given: Value of ``--ckpt_path``: a file, ``best``, ``last`` or ``None``. ``None`` is a new
-            start for ``fit`` and the best checkpoint for the others.
+        given: What ``--ckpt_path`` says: a file, ``best``, ``last`` or nothing. Nothing means a
+            fresh start for ``fit`` and the best checkpoint for the others.
         name: Name of the run.
 
     Raises:
@@ -152,7 +152,7 @@ def check_yaml(arguments: Sequence[str]) -> None:
 
 
 def run(args: list[str] | None = None) -> LightningCLI:
-    """Run the command line; a user error becomes one sentence and exit code 2."""
+    """Run the command line; what the user can mend becomes one sentence and exit code 2."""
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         return main(args)
@@ -165,7 +165,7 @@ def run(args: list[str] | None = None) -> LightningCLI:
 
 
 def _mistake(error: BaseException | None) -> BaseException | None:
-    """The user error, also if the parser has wrapped it into another error."""
+    """What the user can mend, also where the parser has wrapped it into an error of its own."""
     if isinstance(error, FileNotFoundError | PermissionError):
         return error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -178,7 +178,7 @@ def _mistake(error: BaseException | None) -> BaseException | None:
 
 
 def _quieten() -> None:
-    """Hide warnings about internals of dependencies and about intended settings."""
+    """Hide notices about other packages' insides and about what this project does on purpose."""
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # lightning 2.6.6 against torch 2.13
         ".*does not have many workers.*",  # episodes are small Python objects

@@ -271,7 +271,7 @@ class RankingAdapter(LightningModule):
     # -- validation --------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """A new ranker: cached replies of earlier weights are invalid."""
+        """A fresh ranker: what the model answered before it changed is of no use."""
         self.val_ranker = Ranker(
             self.llm,
             self.decoding,
