@@ -6,8 +6,8 @@ in the form GroupLens publishes (``ratings.dat``, fields separated by ``::``). T
 size of made-up interactions. Every figure comes from a process of its own (``data_jobs.py``); the
 seconds leave out the imports, the memory is the most the process ever held.
 
-pandas and RecBole are needed for their rows alone: ``pip install pandas pyarrow``. RecBole 1.2.1
-needs NumPy 1, so give it an environment of its own and name that: ``--recbole-python PYTHON``.
+pandas and RecBole are needed only for their rows: ``pip install pandas pyarrow``. RecBole 1.2.1
+needs NumPy 1, so it needs its own environment: ``--recbole-python PYTHON``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Result = dict[str, Any]
 JOBS = Path(__file__).with_name("data_jobs.py")
 SIZES = (100_000, 1_000_000, 5_000_000, 25_000_000)
 SPEED_UP, MEMORY_GB = 5, 8
-"""What has to be reached: times faster than pandas; memory at 25 million interactions."""
+"""Goals: speed-up over pandas; memory at 25 million interactions."""
 
 
 def measure(job: str, python: str = sys.executable, **arguments: Any) -> Result:
-    """Do a job in a process of its own.
+    """Run a job in its own process.
 
     Returns:
         ``seconds``, ``cpu`` (seconds of processor time), ``peak_mb`` and what the job returns; or
@@ -53,14 +53,14 @@ def measure(job: str, python: str = sys.executable, **arguments: Any) -> Result:
 
 
 def needed(result: Result) -> Result:
-    """The result of a job without which there is no table."""
+    """The result of a job that must not fail."""
     if "error" in result:
         raise SystemExit(f"benchmarks/data.py: {result['error']}")
     return result
 
 
 def fastest(repeats: int, out: Path, **job: Any) -> Result:
-    """The quickest of several runs, each into a fresh folder; the last one's folder is ``out``."""
+    """The fastest of several runs, each in a new folder; the last one's folder is ``out``."""
     results = []
     for number in range(repeats):
         target = out if number == repeats - 1 else out.with_name(f"{out.name}.{number}")
@@ -116,7 +116,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[list[str], list[st
 
 
 def grow(given: argparse.Namespace, folder: Path) -> tuple[list[str], list[str]]:
-    """Made-up interactions of several sizes: rows of the table and notes."""
+    """Synthetic interactions of several sizes: rows of the table and notes."""
     rows, notes = [], []
     before: Result | None = None
     for n in sorted(given.sizes):

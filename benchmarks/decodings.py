@@ -1,4 +1,4 @@
-"""How well and how fast each decoding ranks: ``python benchmarks/decodings.py``.
+"""Quality and speed of each decoding: ``python benchmarks/decodings.py``.
 
 One static prompt, scored on the training and validation users of the embedded default (their
 validation interaction); no test user is touched.

@@ -1,13 +1,12 @@
-"""How fast the environment ranks, and how far from the hardware's limit it is.
+"""Speed of the environment, compared with the hardware's limit.
 
 ``python benchmarks/environment.py`` ranks the same prompts in every way in one run: the embedded
 default's training users, one static prompt (the rows "grid": every reasoning and format sentence
 for a few users). All rows but the last few are in float32; no test user is touched.
 
-*Limit*: the floating-point operations of the prompt tokens alone (two for every weight of the
-layers), divided by the rate of this machine's matrix products. *Agrees*: share of rankings (of
-replies, where they are free text) equal to those of the plain way: float32, one prompt at a time,
-nothing shared.
+*Limit*: the floating-point operations of the prompt tokens (two per weight of the layers), divided
+by the rate of this machine's matrix products. *Agrees*: share of rankings (for free text: replies)
+equal to those of float32, one prompt at a time, nothing shared.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Row:
 
 
 class PlainGenerate(LanguageModel):
-    """Free text one prompt at a time by ``transformers`` alone: the authors' way."""
+    """Free text, one prompt at a time, by ``transformers`` only, as in the authors' code."""
 
     def __init__(self, llm: HuggingFaceLanguageModel) -> None:
         super().__init__()

@@ -24,9 +24,9 @@ def gguf() -> Path:
 
 
 def start(n_parallel: int = 1, n_threads: int = 1) -> Any:
-    """Start the server in this process; it ends when nothing refers to it any more.
+    """Start the server in this process; it ends when no reference to it is left.
 
-    Its replies repeat themselves with one place and without the prompt cache alone.
+    Its replies are reproducible only with a single slot and without the prompt cache.
     """
     import xllamacpp
 

@@ -1,9 +1,9 @@
-"""How much a language model listens to the prompt: ``python benchmarks/sensitivity.py``.
+"""Sensitivity of a language model to the prompt: ``python benchmarks/sensitivity.py``.
 
-Every validation and training user of a data set is ranked with the same prompts, drawn evenly
+Every validation and training user of a data set is ranked with the same prompts, drawn uniformly
 from the action space. Printed are the mean NDCG@10 and how it varies: over prompts, averaged over
-users; over prompts within a user; and what each user's own best prompt would score, which is an
-upper bound no method can reach, since the best of several draws from pure chance is high as well.
+users; over prompts within a user; and the score of each user's best prompt, an upper bound that no
+method can reach, because the best of several random draws is high as well.
 A second table has the mean by history length. No test user is touched.
 """
 
@@ -28,7 +28,7 @@ from rpp.ranker import Decoding, Ranker
 
 
 def main() -> None:
-    """Rank the same users with many prompts and print what that changes."""
+    """Rank the same users with many prompts and print how scores vary."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=str, default="ml-100k")
     parser.add_argument("--n_users", type=int, default=60)

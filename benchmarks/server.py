@@ -1,7 +1,7 @@
-"""How much of a server's throughput arrives, and what faults cost: ``python -m benchmarks.server``.
+"""Throughput of a server client, also under faults: ``python -m benchmarks.server``.
 
-The limit is what a bare asyncio client gets at the same concurrency. Ours is the whole way of a
-prompt in training: :class:`CachedLanguageModel` with its file, the OpenAI client, threads.
+The limit is the throughput of a bare asyncio client at the same concurrency. Ours is the complete
+path of a prompt in training: :class:`CachedLanguageModel` with its file, OpenAI client, threads.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ numbers = count()
 
 
 def prompts_of(n: int, length: int = 40) -> list[str]:
-    """Prompts, none like another; by default of about the length of a ranking task."""
+    """Different prompts, by default of about the length of a ranking task."""
     return [f"{next(numbers)} " + "one of the films I liked, " * length for _ in range(n)]
 
 
 async def ask_bare(url: str, prompts: Sequence[str], concurrency: int, max_tokens: int) -> None:
-    """Ask with nothing but an HTTP client."""
+    """Send the prompts with a bare HTTP client."""
     waiting = iter(prompts)
 
     async def work(client: httpx2.AsyncClient) -> None:
@@ -58,7 +58,7 @@ async def ask_bare(url: str, prompts: Sequence[str], concurrency: int, max_token
 
 
 def ask_ours(url: str, prompts: Sequence[str], concurrency: int, max_tokens: int) -> None:
-    """Ask as in training."""
+    """Send the prompts as in training."""
     model = OpenAILanguageModel(
         "m", url, concurrency=concurrency, max_new_tokens=max_tokens, timeout=600
     )
@@ -72,7 +72,7 @@ def ask_ours(url: str, prompts: Sequence[str], concurrency: int, max_tokens: int
 def compare(
     url: str, n: int, concurrency: int, repeats: int, max_tokens: int = 16, length: int = 40
 ) -> list[str]:
-    """Prompts per second of the bare client and of ours, in turns; medians and their ratio."""
+    """Prompts per second of the bare client and of ours, alternating; medians and ratio."""
 
     def rate(ask: Callable[[], None]) -> float:
         started = perf_counter()
@@ -90,7 +90,7 @@ def compare(
 
 
 def throughput(console: Console, n: int, repeats: int) -> None:
-    """Table of the servers with a fixed service time, and of the real one if it is there."""
+    """Table of the servers with a fixed service time, and of the real one if available."""
     table = Table("server", "concurrency", "limit, prompts/s", "ours, prompts/s", "share")
     for seconds, concurrency in ((0.05, 8), (0.2, 8), (0.2, 32)):
         with running(Stub(seconds)) as stub:
@@ -104,7 +104,7 @@ def throughput(console: Console, n: int, repeats: int) -> None:
 
 
 def faults(console: Console, n: int) -> None:
-    """Table of what becomes of prompts through a server that fails in every usual way."""
+    """Table of the outcomes of prompts with a server that has all usual faults."""
     table = Table(
         "prompts", "answered", "lost", "asked again", "requests", "s", "held, MB", "RSS, MB"
     )

@@ -1,6 +1,6 @@
-"""A chat server that costs next to nothing: it waits a fixed time and answers, or fails on purpose.
+"""A stub chat server: it waits for a fixed time and replies, or fails on purpose.
 
-It runs in a process of its own, so that it does not share a client's interpreter.
+It runs in its own process, so that it does not share a client's interpreter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stub:
     Args:
         seconds: Service time.
         fault_share: Share of requests that meet each of :data:`FAULTS`.
-        slow_seconds: Service time of a slow one, beyond the client's patience.
+        slow_seconds: Service time of a slow reply, beyond the client's timeout.
     """
 
     seconds: float
@@ -85,7 +85,7 @@ class Stub:
         return True
 
     async def serve(self, pipe: Connection) -> None:
-        """Say the port, serve until something comes back, say the counts."""
+        """Send the port, serve until a message arrives, send the counts."""
         server = await asyncio.start_server(self.talk, "127.0.0.1", 0, backlog=1000)
         pipe.send(server.sockets[0].getsockname()[1])
         while not pipe.poll():
@@ -104,8 +104,8 @@ class Running:
 
     Attributes:
         url: Its address.
-        counts: Requests by fault, prompts answered, requests for what was answered; known once it
-            has ended.
+        counts: Requests by fault, answered prompts, requests for answered prompts; known after the
+            server has stopped.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""The candidates each user chooses from: drawn uniformly, or the lists of the paper's authors."""
+"""Candidate lists: drawn uniformly, or the lists of the paper's authors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DRAW, _SHUFFLE = 1, 2  # separate random streams of one user
 class CandidateSampler:
     """Draws every user's candidates, independently of all other users.
 
-    Every draw has a generator of its own, seeded by seed, user name and purpose.
+    Every draw has its own generator, seeded by seed, user name and purpose.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class CandidateSampler:
         """Remember the catalogue.
 
         Args:
-            sequences: All interactions: what a user touched in any split is no negative.
+            sequences: All interactions: items of a user in any split are never negatives.
             titles: Title of each item of the catalogue.
             n_candidates: :math:`M`, the target included.
             seed: Of the draws.
@@ -39,17 +39,17 @@ class CandidateSampler:
     def draw(
         self, user: int, target: int, listed: list[int] | None = None
     ) -> tuple[list[int], int]:
-        """Candidates of one user in the order shown, and the target's place among them.
+        """Candidates of one user in the order shown, and the position of the target.
 
         Args:
             user: Number of the user.
             target: The withheld item.
-            listed: Take the negatives from the beginning of this list; without it they are drawn
+            listed: Take the negatives from the beginning of this list; ``None``: draw them
                 uniformly from the catalogue.
 
         Returns:
-            The target and ``n_candidates - 1`` other items which the user never touched, no two
-            of them with the same title, shuffled; and the position of the target, from 0.
+            The target and ``n_candidates - 1`` items without an interaction of the user, with
+            different titles, shuffled; and the position of the target, from 0.
 
         Raises:
             InputError: If there are not enough such items.

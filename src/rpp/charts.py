@@ -1,7 +1,7 @@
-"""Charts for people who would rather look.
+"""Charts.
 
-``python -m rpp.charts logs/ml-100k/version_0 training.png`` draws a run from what it wrote for
-TensorBoard.
+``python -m rpp.charts logs/ml-100k/version_0 training.png`` draws a training run from its
+TensorBoard files.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rpp.prompts.patterns import Patterns
 from rpp.types import InputError
 
 DASHED: dict[str, Any] = {"color": "grey", "linestyle": "--"}
-"""The line of what chance scores."""
+"""Style of the line of chance."""
 
 BESIDE: dict[str, Any] = {"fontsize": "small", "bbox_to_anchor": (1.02, 1), "loc": "upper left"}
-"""A legend on the right of the axes, where many lines leave no room in them."""
+"""A legend to the right of the axes, for many lines."""
 
 
 def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns) -> Figure:
@@ -32,7 +32,7 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
 
     Args:
         actions: Final actions, ``(B, P)``.
-        shown: Interactions shown to each user at the end.
+        shown: Final history length of each user.
         patterns: The options.
     """
     names = patterns.names
@@ -81,12 +81,12 @@ def by_step(steps: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> 
 
     Args:
         steps: Scores of the test users by policy, one per step.
-        n_candidates: ``M``, which decides what chance is.
+        n_candidates: ``M``, for the score of chance.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis: Any = figure.subplots()
     for place, (name, values) in enumerate(steps.items()):
-        # a little apart, so that the bars of different policies do not cover each other
+        # a small offset, so that the intervals of different policies do not overlap
         shift = 0.04 * (place - (len(steps) - 1) / 2)
         _with_bars(axis, [step + shift for step in range(1, len(values) + 1)], values, name)
     axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
@@ -103,7 +103,7 @@ def by_value(
 
     Args:
         scores: Scores of the test users by method and value of the setting.
-        chances: What chance is at each value.
+        chances: Score of chance at each value.
         label: Name of the setting.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -120,11 +120,11 @@ def by_value(
 
 
 def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: int = 10) -> Figure:
-    """NDCG@10 by the place at which the target was displayed, one line per method.
+    """NDCG@10 by the displayed position of the target, one line per method.
 
     Args:
         scores: NDCG@10 of every user by method, ``(B,)``.
-        positions: Where the user's target stood in the list, from 1, ``(B,)``.
+        positions: Displayed position of each target, from 1, ``(B,)``.
         n_candidates: ``M``.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -149,7 +149,7 @@ def _with_bars(axis: Any, places: Sequence[float], values: Sequence[Interval], l
 
 
 def training(run: Path, n_candidates: int = 10) -> Figure:
-    """A training run: reward by epoch and by step beside chance, entropies, chosen lengths.
+    """A training run: reward by epoch and step, chance, entropies, history lengths.
 
     Args:
         run: Folder of one run's TensorBoard files, such as ``logs/ml-100k/version_0``.
@@ -189,7 +189,7 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
     for axis in (by_epoch, by_step):
         axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
         low, high = axis.get_ylim()
-        axis.set_ylim(min(low, 0.35), max(high, 0.75))  # no zooming into noise
+        axis.set_ylim(min(low, 0.35), max(high, 0.75))  # fixed range: no zoom into noise
         axis.legend(fontsize="small")
     for name in sorted(tag.removeprefix("entropy/") for tag in tags if tag.startswith("entropy/")):
         heights = values(f"entropy/{name}")

@@ -1,7 +1,7 @@
 """How scores depend on one setting: ``python -m rpp.sweep --config conf/sweeps/users.yaml``.
 
 One comparison per value of the setting (paper, Figures 4, 5 and 6b), then one chart and one table
-of all of them. What was finished is not run again, and a value that fails costs no other.
+of all of them. Finished values are not run again, and a failed value does not stop the others.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied, and what is compared at every value.
+    """A setting to vary, and the methods to compare at every value.
 
     Args:
-        name: Names the sweep: its chart and table go to ``results/NAME``, the comparison at a value
+        name: Name of the sweep. Chart and table go to ``results/NAME``, the comparison at a value
             to ``results/NAME/VALUE`` and its prepared data to ``data/NAME/VALUE``.
         setting: The setting that is varied, such as ``data.init_args.n_train_users``.
         values: Its values.
         methods: Names of the methods to compare; differences are to the first.
-        label: What the chart calls the setting.
+        label: Name of the setting in the chart.
         configs: Configuration files of the comparison, left to right.
     """
 
@@ -54,7 +54,7 @@ class Sweep:
     configs: list[str] = field(default_factory=lambda: ["conf/compare.yaml"])
 
     def __post_init__(self) -> None:
-        """Refuse a sweep over nothing, and configuration files that cannot be read."""
+        """Refuse an empty sweep, and configuration files that cannot be read."""
         for key in ("values", "methods", "configs"):
             if not getattr(self, key):
                 raise InputError(f"{key} is empty: name at least one")
@@ -62,7 +62,7 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Where chart and table go."""
+        """Folder of chart and table."""
         return Path("results", self.name)
 
     def arguments(self, value: Value) -> list[str]:
@@ -80,10 +80,10 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep, *, again: bool = False) -> list[Value]:
-    """Compare at every value that is not finished, and write ``sweep.csv`` and ``sweep.png``.
+    """Run the comparison at every unfinished value; write ``sweep.csv`` and ``sweep.png``.
 
     Args:
-        sweep: What to do.
+        sweep: The sweep.
         again: Run finished values too.
 
     Returns:
@@ -97,12 +97,12 @@ def run_sweep(sweep: Sweep, *, again: bool = False) -> list[Value]:
             failed.append(value)
         else:
             records[value] = record
-            _write(sweep, records)  # at once: a long sweep may be stopped
+            _write(sweep, records)  # after every value: a long sweep may be stopped
     return failed
 
 
 def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
-    """What the comparison at one value found, now or before; ``None`` if it failed."""
+    """The record of the comparison at one value, new or cached; ``None`` if it failed."""
     here = f"{sweep.label} {value}"
     folder = sweep.folder / str(value)
     report, mark = folder / "comparison.json", folder / "finished.json"
@@ -124,7 +124,7 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
     try:
         comparison = run(sweep.arguments(value)).model
     except SystemExit as stop:
-        # else it is the user who ends the sweep, or a budget, which no other value would get past
+        # else the user or an exhausted budget ends the sweep
         if stop.code != 2 or isinstance(stop.__cause__, LanguageModelStop):
             raise
         log_progress(
@@ -145,7 +145,7 @@ def _record(sweep: Sweep, value: Value, again: bool) -> Record | None:
 
 
 def files_named(configs: Sequence[str]) -> list[Path]:
-    """Configuration files, the files and folders of models they name, theirs in turn too.
+    """Configuration files, and the files and model folders they name, recursively.
 
     A name is relative to the working folder or, in a patterns file, to the file's own.
     """
@@ -168,7 +168,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts anywhere in what a YAML file holds."""
+    """All strings in the content of a YAML file."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -191,9 +191,9 @@ def _read(report: Path) -> Record:
 
 
 def _share_vectors(sweep: Sweep, value: Value) -> None:
-    """Give a value's data folder the LightGCN vectors of another value's.
+    """Copy the LightGCN vectors of another value into a value's data folder.
 
-    They depend on the training interactions alone and are trained again where those differ.
+    They depend only on the training interactions and are trained again if those differ.
     """
     data = Path("data", sweep.name)
     for vectors in sorted(data.glob(f"*/*/{VECTORS_FILE}")):
@@ -204,7 +204,7 @@ def _share_vectors(sweep: Sweep, value: Value) -> None:
 
 
 def as_frame(records: Mapping[Value, Record]) -> pl.DataFrame:
-    """One line per value and method, chance last: every metric with its interval."""
+    """One row per value and method, chance last: every metric with its interval."""
     lines: list[dict[str, Any]] = []
     for value, record in records.items():
         for row in record["rows"]:

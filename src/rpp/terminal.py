@@ -1,4 +1,4 @@
-"""What a run says on the terminal: sentences, and tables of one look that fit 80 columns."""
+"""Terminal output: messages, and tables that fit 80 columns."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class SafeStream:
 
 
 def print_result(text: str) -> None:
-    """Print a text as it is, only what is in rich's brackets set off."""
+    """Print a result to standard output, with rich's markup."""
     Console().print(text, highlight=False, soft_wrap=True)
 
 
 def log_progress(text: str) -> None:
-    """Print how far a run has got, beside what it is run for: to the error stream, as it is."""
+    """Print progress to standard error, without markup."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -60,8 +60,8 @@ def score_table(title: str, columns: Sequence[str]) -> Table:
     """An empty table.
 
     Args:
-        title: Stands above it.
-        columns: The first names what a line is about, the others hold numbers.
+        title: Title of the table.
+        columns: Names of the columns; the first has the names of the rows, the others numbers.
     """
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False,
@@ -73,5 +73,5 @@ def score_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def abbreviated(metric: str) -> str:
-    """A metric's name as the head of a narrow column."""
+    """Short name of a metric, for a narrow column."""
     return metric.upper().replace("NDCG", "N")

@@ -1,1 +1,1 @@
-"""What surrounds a learner: the reward environment, logs, the results table, predictions."""
+"""Callbacks of a learner: the reward environment, logs, the results table, predictions."""

@@ -1,4 +1,4 @@
-"""The reward environment: who owns the ranker, and what a run may cost."""
+"""The reward environment: the ranker's lifetime, and the budget of a run."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from rpp.terminal import print_result
 from rpp.types import HELD_OUT, InputError, LanguageModelStop
 
 N_CALIBRATION = 8
-"""Prompts by which time and tokens are estimated; the stage asks them anyway."""
+"""Number of prompts for estimating time and tokens; the stage needs them anyway."""
 
 
 class RewardEnvironment(Callback):
-    """Owns the ranker's life: a frozen language model that turns prompts into rankings.
+    """Owns the ranker: a frozen language model that turns prompts into rankings.
 
-    The model is no submodule of anything: it is in no checkpoint, no optimizer and no DDP group.
+    The model is not a submodule: it is in no checkpoint, no optimizer and no DDP group.
 
     Args:
-        llm: The language model; only a module that asks for a ranker needs one.
+        llm: The language model; only needed by modules that use a ranker.
         decoding: ``generate``: free text, parsed (the paper). ``constrained``: only unused
-            identifiers can be written. ``first_token``: candidates by the log-probability of
+            identifiers can be generated. ``first_token``: candidates by the log-probability of
             their identifier as first token. ``likelihood``: by that of their title as answer.
         show_candidates: Whether the prompt lists the candidates; without them ``likelihood`` is
             free of position bias by construction.
         per_character: Whether ``likelihood`` divides a title's log-probability by its length;
             not for a model tuned on titles.
-        layout: ``paper``, or ``history_first``, which lets prompts share more of their work.
-        cache_dir: Folder of the replies already paid for; ``auto`` is ``replies`` in
-            ``$RPP_CACHE`` or ``~/.cache/rpp``, ``null`` keeps none.
-        cache_gb: Size of that folder, in 10^9 bytes, above which the replies not used for longest
-            are dropped.
-        memory_gb: Memory that passes of a model in this process may take beside its weights, in
-            10^9 bytes; by default most of a GPU's free memory, or a quarter of the computer's.
+        layout: ``paper``, or ``history_first``, which gives prompts longer common prefixes.
+        cache_dir: Folder of the reply cache; ``auto`` is ``replies`` in ``$RPP_CACHE`` or
+            ``~/.cache/rpp``, ``null``: no cache on disk.
+        cache_gb: Size limit of that folder, in 10^9 bytes; least recently used replies are dropped
+            first.
+        memory_gb: Memory for forward passes of a model in this process besides its weights, in
+            10^9 bytes; by default most of a GPU's free memory, or a quarter of main memory.
         max_calls: Calls to the language model after which the run stops, with a checkpoint or
-            the table so far; answers from the cache are free. Of several learner processes each
-            may make its part of them, and the first to have made it ends the run.
-        seed: Of the order in which candidates that a reply leaves out are appended.
+            the table so far; cached replies are free. Several learner processes divide the
+            number; the first to reach its share ends the run.
+        seed: Of the order in which candidates missing from a reply are appended.
         refiner: RPP+: the language model that rewrites every sentence the agents can choose, once.
-            ``same`` is the ranker's own, whose weights are not loaded twice. Its calls, as many as
-            there are sentences at most, count like the ranker's. ``null`` is RPP: sentences stay
-            as they are.
-        refine_draw: Another number lets the refiner find other words.
+            ``same`` is the ranker's own, whose weights are not loaded twice. Its calls, at most
+            one per sentence, count like the ranker's. ``null`` is RPP: sentences are not
+            rewritten.
+        refine_draw: Another number gives other rewritings.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RewardEnvironment(Callback):
         """Build the ranker on the trainer's device and hand it to the module.
 
         Raises:
-            InputError: If the module needs a language model and there is none.
+            InputError: If the module needs a language model and none is given.
         """
         if not isinstance(pl_module, RankerClient):
             return
@@ -134,7 +134,7 @@ class RewardEnvironment(Callback):
         )
 
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
-        """Say so where an adapter has learnt from users who are to be held out."""
+        """Warn if an adapter was tuned on validation or test users."""
         data = getattr(trainer, "datamodule", None)
         adapter = self.llm.adapter if isinstance(self.llm, HuggingFaceLanguageModel) else None
         if adapter is None or not isinstance(data, EpisodeDataModule):
@@ -149,25 +149,25 @@ class RewardEnvironment(Callback):
             )
 
     def _own_calls(self, rank: int, n_processes: int) -> int | None:
-        """This process's part of ``max_calls``."""
+        """This process's share of ``max_calls``."""
         if self.max_calls is None:
             return None
         return self.max_calls // n_processes + (rank < self.max_calls % n_processes)
 
     def _make_refiner(self, client: RankerClient, ranker: Ranker) -> Refiner:
-        """A refiner; one with a model like the ranker's has the ranker's model."""
+        """A refiner; it shares the ranker's model if both are the same."""
         llm = ranker.llm
         if isinstance(self.refiner, LanguageModel) and self.refiner.fingerprint != llm.fingerprint:
             llm = llm.beside(self.refiner)
         return Refiner(llm, client.patterns, ranker.display.answer, self.refine_draw)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the fit may cost before it begins."""
+        """Print the budget before the fit begins."""
         self._agree_on_sentences(trainer, pl_module)
         self._announce(trainer, pl_module, "fit")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the test may cost before it begins."""
+        """Print the budget before the test begins."""
         self._agree_on_sentences(trainer, pl_module)
         self._announce(trainer, pl_module, "test")
 
@@ -180,7 +180,7 @@ class RewardEnvironment(Callback):
         self._agree_on_sentences(trainer, pl_module)
 
     def _agree_on_sentences(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of several learner processes the first asks the refiner, and all send its sentences."""
+        """The first of several learner processes asks the refiner; all use its sentences."""
         refiner = pl_module.refiner if isinstance(pl_module, RankerClient) else None
         if refiner is None or trainer.world_size == 1:
             return
@@ -188,7 +188,7 @@ class RewardEnvironment(Callback):
         refiner.recall(gather(refiner.answers)[0])
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
-        """Print the budget: calls at most, and tokens and time by those of a few real prompts."""
+        """Print the budget: maximum calls; tokens and time estimated from a few prompts."""
         if self.ranker is None or not isinstance(pl_module, RankerClient):
             return
         pl_module.calibrate(stage, 1)  # loads the weights
@@ -204,7 +204,7 @@ class RewardEnvironment(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log what the run has cost so far."""
+        """Log the cost of the run so far."""
         if self.ranker is None or not isinstance(pl_module, RankerClient):
             return
         values = all_counters(self.ranker).as_dict()
@@ -216,9 +216,9 @@ class RewardEnvironment(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Say how to go on when a budget ends a fit: from the last epoch, with what was answered.
+        """Print how to continue a fit ended by a budget: from the last epoch, with cached replies.
 
-        A checkpoint amid an epoch would make the next fit play its first users again.
+        A checkpoint within an epoch would make the next fit play its first users again.
         """
         fitting = trainer.state.fn == "fit" and trainer.is_global_zero
         if fitting and isinstance(exception, LanguageModelStop):
@@ -244,12 +244,12 @@ class RewardEnvironment(Callback):
 def budget(
     n_calls: int | None, before: Counters, after: Counters, seconds: float, max_calls: int | None
 ) -> str:
-    """What a stage may cost, in words.
+    """The budget of a stage, as a sentence.
 
     Args:
-        n_calls: Calls at most; ``None`` if the stage has no end of its own.
+        n_calls: Maximum number of calls; ``None`` if unlimited.
         before: Counters before some prompts were asked.
-        after: Counters after.
+        after: Counters after them.
         seconds: Time they took.
         max_calls: The user's limit.
     """
@@ -278,5 +278,5 @@ def all_counters(ranker: Ranker) -> Counters:
 
 
 def priced(cost: float) -> str:
-    """What tokens cost, for the end of a sentence; nothing where no prices are given."""
+    """The cost, for the end of a sentence; empty without prices."""
     return f" at a cost of {cost:.2f}" if cost else ""

@@ -1,4 +1,4 @@
-"""What a policy recommends to every user, as a file."""
+"""Predictions of a policy for every user, as a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Predictions(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Write the file anew, every batch put together from the parts of all processes."""
+        """Write the file, with every batch gathered from all processes."""
         of_each = gather(predictions)
         if not trainer.is_global_zero:
             return

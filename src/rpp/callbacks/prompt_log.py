@@ -1,4 +1,4 @@
-"""What the policy chooses and the language models answer, for TensorBoard."""
+"""Choices of the policy and replies of the language models, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rpp.prompts.refine import table
 
 
 class PromptLog(Callback):
-    """Writes to TensorBoard what the agents choose and what the language models answer.
+    """Logs action distributions, sample prompts and replies to TensorBoard.
 
     Args:
-        n_samples: Prompts and replies shown after every epoch.
+        n_samples: Prompts and replies logged after every epoch.
     """
 
     def __init__(self, n_samples: int = 2) -> None:

@@ -35,17 +35,17 @@ from rpp.types import LanguageModelStop
 
 
 class ResultsTable(Callback):
-    """Prints the test table and writes it with all that explains it.
+    """Prints the test table and writes it with notes and charts.
 
     Args:
-        folder: Where ``results.{csv,json,md,html}`` and the charts go.
+        folder: Folder of ``results.{csv,json,md,html}`` and the charts.
     """
 
     def __init__(self, folder: str = "results") -> None:
         self.folder = Path(folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how the fit ended and what to do next."""
+        """Print the result of the fit and the next command."""
         checkpoint = trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
         score = getattr(checkpoint, "best_model_score", None)
@@ -95,7 +95,7 @@ def _results(learner: PromptLearner[Any], counters: Counters) -> Results:
 
 
 def _gains(title: str, ranks: Mapping[str, Tensor]) -> dict[str, tuple[Interval, float]]:
-    """Paired difference of the learner to its controls, with the p-value of none."""
+    """Paired differences of the learner to its controls, with p-values."""
     ours = METRICS["ndcg@10"](ranks[title])
     controls = [name for name in (f"{title}{PERMUTED}", RANDOM_POLICY) if name in ranks]
     theirs = {name: METRICS["ndcg@10"](ranks[name]) for name in controls}
@@ -108,7 +108,7 @@ def _gains(title: str, ranks: Mapping[str, Tensor]) -> dict[str, tuple[Interval,
 def _notes(
     learner: PromptLearner[Any], counters: Counters, gains: Mapping[str, tuple[Interval, float]]
 ) -> list[str]:
-    """What has to be known to read the table."""
+    """Notes below the table."""
     title, found = learner.title, learner.test_results
     notes = [
         f"NDCG@10, {title} - {name}: {signed(gain)}, p {p_value(p)}."
@@ -165,7 +165,7 @@ def _figures(learner: PromptLearner[Any], rows: list[Row]) -> dict[str, Figure]:
 def _record(
     learner: PromptLearner[Any], counters: Counters, gains: Mapping[str, tuple[Interval, float]]
 ) -> dict[str, Any]:
-    """What else the JSON file tells."""
+    """Further content of the JSON file."""
     found = learner.test_results
     positions = torch.bincount(found.positions.long(), minlength=learner.n_candidates + 1)
     return {

@@ -15,14 +15,14 @@ Layout = Literal["paper", "history_first"]
 
 @dataclass(frozen=True)
 class Display:
-    """What of an episode a prompt shows; the decoding decides.
+    """Which parts of an episode a prompt shows; depends on the decoding.
 
     Attributes:
         show_candidates: Whether the candidates are listed.
         answer: Whether the reply is to consist of titles or of the candidates' identifiers.
         layout: ``paper``: role, profile, history, candidates, reasoning, format.
-            ``history_first``: role and profile stand behind the candidates, so that all prompts
-            of a user with one history length begin alike and that part is computed once for all.
+            ``history_first``: role and profile come after the candidates, so that all prompts of
+            a user with the same history length share a prefix, which is computed once.
     """
 
     show_candidates: bool = True
@@ -32,7 +32,7 @@ class Display:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model is sent.
+    """A prompt for the language model.
 
     Attributes:
         text: The whole text.
@@ -40,8 +40,8 @@ class Prompt:
             its length.
         answer: What the reply should consist of.
         n_history: Interactions shown.
-        n_dropped: Interactions left out because the model's context had no room for them.
-        parts: What it is put together from: sentences, headings, and titles without numbers.
+        n_dropped: Interactions omitted because they did not fit into the model's context.
+        parts: The parts it is composed of: sentences, headings, and titles without numbers.
         chosen: The sentences before a refiner reworded them.
     """
 
@@ -57,7 +57,7 @@ class Prompt:
 def identifier(position: int) -> str:
     """Name of the candidate at a position from 0: A, B, ... Z, AA, AB, ...
 
-    Letters, because language models number their answers 1..M whatever the list showed.
+    Letters, because language models number their answers 1..M whatever labels the list has.
     """
     name = ""
     position += 1
@@ -77,7 +77,7 @@ def compose(
     fits: Callable[[str], bool] = lambda _: True,
     refine: Callable[[str], str] = lambda sentence: sentence,
 ) -> list[Prompt]:
-    """Put every user's prompt together.
+    """Compose every user's prompt.
 
     Args:
         episodes: ``B`` users.
@@ -85,11 +85,11 @@ def compose(
         actions: ``(B, P)`` indices in the order of ``Patterns.names``.
         lengths: ``l_t`` of every user, the number of most recent interactions to show; all
             where there are fewer.
-        display: What is shown.
-        fits: Whether the language model's context has room for a text. While it has not, the
-            oldest interaction is left out; candidates never are.
-        refine: Rewrites a chosen sentence (RPP+); profile, history and candidates never pass
-            through it.
+        display: Which parts are shown.
+        fits: Whether a text fits into the language model's context. Until it does, the oldest
+            interaction is omitted; candidates never are.
+        refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history and
+            candidates.
 
     Returns:
         One prompt per user.
@@ -156,7 +156,7 @@ def _compose(
 
 
 class _Line(NamedTuple):
-    """A line of a prompt, and what of it is a part: the title without its number."""
+    """A line of a prompt, and the title in it without its number."""
 
     text: str
     part: str

@@ -1,4 +1,4 @@
-"""What each pattern offers to choose from, apart from plain sentences."""
+"""Options of the patterns that are not plain sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from rpp.types import PROFILE, InputError
 
 Answer = Literal["titles", "identifiers"]
-"""What a reply is asked to consist of."""
+"""The requested content of a reply."""
 
 
 _PLACEHOLDER = re.compile(r"{{|}}|{([^{}]*)}")
@@ -38,9 +38,9 @@ class HistoryPattern:
 
     Attributes:
         start: Length before the first step, ``l_0``; the paper uses 1.
-        increments: Actions of the paper: how many more to show, ``l_t = l_{t-1} + a``; the window
-            never shrinks.
-        lengths: Actions of the variant: absolute lengths. Give one of the two.
+        increments: Actions of the paper, additional interactions: ``l_t = l_{t-1} + a``; the
+            history never gets shorter.
+        lengths: Alternative actions, absolute lengths. Give one of the two.
     """
 
     start: int = 1
@@ -48,7 +48,7 @@ class HistoryPattern:
     lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse two kinds of actions at once, none, or lengths that show nothing."""
+        """Refuse both kinds of actions at once, neither, or lengths below 1."""
         if bool(self.increments) == bool(self.lengths):
             raise InputError("the history pattern needs either `increments` or `lengths`")
         if self.start < 1:
@@ -79,14 +79,14 @@ class FormatSentence:
 
 @dataclass(frozen=True)
 class ProfilePattern:
-    """Which parts of the user's profile a prompt tells (paper, section 4.7, Table 7).
+    """Which parts of the user's profile a prompt contains (paper, section 4.7, Table 7).
 
     Attributes:
-        gender: How the gender is told; ``{gender}`` stands for it. Empty: never told.
+        gender: Sentence with the placeholder ``{gender}``. Empty: never used.
         age: Likewise with ``{age}``.
         occupation: Likewise with ``{occupation}``.
-        choices: The actions: which parts are told together. By default every subset, so that
-            three parts make 2^3 actions; the first tells nothing.
+        choices: The actions, sets of parts. By default every subset, so that three parts make
+            2^3 actions; the first one is empty.
     """
 
     gender: str = ""
@@ -95,7 +95,7 @@ class ProfilePattern:
     choices: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a profile that tells nothing, or a part that does not say what it tells."""
+        """Refuse a profile without parts, or a part without its placeholder."""
         if not self.parts:
             raise InputError(f"the profile tells nothing: give any of {', '.join(PROFILE)}")
         for part in self.parts:
@@ -109,12 +109,12 @@ class ProfilePattern:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What can be told."""
+        """The available parts."""
         return tuple(part for part in PROFILE if getattr(self, part))
 
     @property
     def actions(self) -> tuple[tuple[str, ...], ...]:
-        """The parts each action tells."""
+        """The parts of each action."""
         if self.choices:
             return self.choices
         return tuple(
@@ -123,7 +123,7 @@ class ProfilePattern:
         )
 
     def sentence(self, action: int, profile: Mapping[str, str]) -> str:
-        """What an action tells about a user; a part that is not known of them is left out."""
+        """The profile sentences of an action; parts unknown for the user are omitted."""
         return " ".join(
             filled(getattr(self, part), {part: " ".join(profile[part].split())})
             for part in self.actions[action]
@@ -133,14 +133,14 @@ class ProfilePattern:
 
 @dataclass(frozen=True)
 class ManualPrompt:
-    """The prompt one would write by hand: what patterns say that are not learnt.
+    """The prompt one would write by hand; patterns that are not learnt are fixed to it.
 
     Attributes:
         role: Number of its role sentence, counted from 1.
         history: Interactions shown.
         reasoning: Number of its reasoning sentence.
         format: Number of its format sentence.
-        profile: Parts of the profile it tells.
+        profile: Parts of the profile it contains.
     """
 
     role: int

@@ -1,8 +1,7 @@
 """Patterns: the editable parts of a prompt and the options of each (paper, section 3.2).
 
 A domain (movies, games, music) is one YAML file. The number of sentences of a pattern is the
-number of actions of its agent; nothing else has to be told. A pattern with a single option needs
-no agent.
+number of actions of its agent. A pattern with a single option needs no agent.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Patterns:
         history: How much history an action shows.
         reasoning: Reasoning-guidance sentences.
         format: Output-format sentences.
-        profile: What of the user's profile an action tells; ``None``: nothing ever.
-        manual: What patterns say that are not learnt.
+        profile: Parts of the user's profile; ``None``: not used.
+        manual: Options of the patterns that are not learnt.
     """
 
     history_heading: str
@@ -66,7 +65,7 @@ class Patterns:
     manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a pattern without options, placeholders nobody fills, a manual prompt of none."""
+        """Refuse patterns without options, unknown placeholders, an invalid manual prompt."""
         for name in SENTENCES:
             if not getattr(self, name):
                 raise InputError(f"the pattern {name!r} has no sentence: give at least one")
@@ -93,7 +92,7 @@ class Patterns:
             raise InputError(f"manual profile tells {min(unknown)!r}, the section profile does not")
 
     def texts(self) -> list[str]:
-        """Every text of the file but the profile's, in order."""
+        """Every text of the file except the profile, in order."""
         formats = [each for pair in self.format for each in (pair.titles, pair.identifiers)]
         return [
             self.history_heading, self.candidates_heading, *self.role, *self.reasoning, *formats,
@@ -101,18 +100,18 @@ class Patterns:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The patterns of a prompt, whether there is a choice in them or not."""
+        """The patterns of a prompt, including those with a single option."""
         profile = () if self.profile is None else ("profile",)
         return ("role", "history", "reasoning", "format", *profile)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The ``P`` patterns with a choice: one agent each, actions in this order."""
+        """The ``P`` patterns with several options: one agent each, actions in this order."""
         return tuple(part for part in self.parts if self.n_options(part) > 1)
 
     @property
     def n_actions(self) -> tuple[int, ...]:
-        """Number of options of every pattern with a choice, in the order of :attr:`names`."""
+        """Number of options of each pattern in :attr:`names`."""
         return tuple(self.n_options(name) for name in self.names)
 
     def n_options(self, part: str) -> int:
@@ -124,15 +123,15 @@ class Patterns:
         return len(getattr(self, part))
 
     def chosen(self, actions: Sequence[int]) -> dict[str, int]:
-        """The option of every pattern, from ``P`` actions; without a choice the only one."""
+        """The option of every pattern, from ``P`` actions; the only one if there is no choice."""
         return dict.fromkeys(self.parts, 0) | dict(zip(self.names, actions, strict=True))
 
     def first_lengths(self, n_users: int) -> list[int]:
-        """``l_0`` of every user: interactions shown before the first action, at most."""
+        """``l_0`` of every user, the history length before the first action."""
         return [self.history.start] * n_users
 
     def next_lengths(self, actions: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
-        """``l_t`` of every user after ``(B, P)`` actions; who has fewer shows all there are."""
+        """``l_t`` of every user after ``(B, P)`` actions; shorter histories are shown whole."""
         return [
             self.history.next_length(length, self.chosen(row)["history"])
             for row, length in zip(actions, lengths, strict=True)
@@ -140,7 +139,7 @@ class Patterns:
 
     @property
     def fingerprint(self) -> str:
-        """Names wording and order of all options: a policy fits only the file it learned on."""
+        """Hash of wording and order of all options: a policy fits only its own patterns."""
         content = asdict(self)
         del content["manual"]
         if self.profile is None:
@@ -159,10 +158,10 @@ class Patterns:
         return str(getattr(option, answer) if isinstance(option, FormatSentence) else option)
 
     def learning(self, names: Sequence[str]) -> Patterns:
-        """The same with a choice in some patterns alone (paper, Tables 5 to 7).
+        """The same patterns, of which only some are learnt (paper, Tables 5 to 7).
 
         Args:
-            names: The patterns to choose in; the others say what the manual prompt says.
+            names: The patterns to learn; the others are fixed to the manual prompt.
 
         Raises:
             InputError: If there is no such pattern, or no manual prompt.
@@ -191,14 +190,14 @@ class Patterns:
     def first(self, n: int) -> Patterns:
         """The same with ``n`` sentences of each pattern at most (paper, Figure 6b).
 
-        They are the first of the file; the last of them gives way to the manual prompt's sentence
-        where that comes later. So what ``n`` allows ``n + 1`` allows too.
+        They are the first of the file; the manual prompt's sentence replaces the last of them if
+        it comes later. So the options of ``n`` are among those of ``n + 1``.
 
         Args:
-            n: Sentences of role, reasoning and format; a pattern that has no more keeps all.
+            n: Sentences of role, reasoning and format; a pattern with fewer keeps all.
 
         Raises:
-            InputError: If none would be left.
+            InputError: If ``n`` is below 1.
         """
         if n < 1:
             raise InputError(f"n_sentences is {n}: keep at least 1 sentence of each pattern")
@@ -212,18 +211,18 @@ class Patterns:
         return replace(self, **kept)
 
     def with_lengths(self, lengths: Sequence[int]) -> Patterns:
-        """The same with absolute history lengths to choose from, whatever the file has.
+        """The same with absolute history lengths, instead of the file's.
 
         Raises:
-            InputError: If there is none, or one that shows nothing.
+            InputError: If there is none, or one below 1.
         """
         return replace(self, history=HistoryPattern(self.history.start, lengths=tuple(lengths)))
 
     def check_profiles(self, profiles: Iterable[Mapping[str, str]], data_name: str) -> None:
-        """Refuse a data set that does not know what the profile pattern tells.
+        """Refuse a data set without the user attributes of the profile pattern.
 
         Raises:
-            InputError: If a part is not known of any user.
+            InputError: If no user has an attribute.
         """
         told = {part for choice in self.profile.actions for part in choice} if self.profile else ()
         for part in sorted(set(told).difference(*profiles)):
@@ -243,7 +242,7 @@ def load_patterns(
     Args:
         path: The file.
         n_sentences: Sentences of each pattern at most, see :meth:`Patterns.first`.
-        history_lengths: History lengths in the place of the file's.
+        history_lengths: History lengths instead of the file's.
 
     Raises:
         InputError: If the file is missing or malformed, a key is unknown or missing, a pattern is

@@ -1,9 +1,8 @@
 """RPP+: a language model rewrites each sentence an agent can choose (paper, section 3.5).
 
 Between the agents' choice and the ranker every chosen role, reasoning and format sentence is
-replaced by its rewriting. What is the user's own (profile, history, candidates) never passes
-through the refiner. A rewriting that would break the prompt is refused and the original kept;
-:func:`refusal` has the rules.
+replaced by its rewriting. Profile, history and candidates are not rewritten. A rewriting that
+would break the prompt is rejected and the original is used; :func:`refusal` has the rules.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ meaning, and copy anything in curly braces as it is. Reply with the new instruct
 
 Instruction: {sentence}
 New instruction:"""
-"""What the refiner is asked, in the spirit of the paper's "Please refine this sentence ..."."""
+"""The request to the refiner, after the paper's "Please refine this sentence ..."."""
 
 ANOTHER = "This is attempt number {number}: word it differently from the attempts before.\n"
-"""Stands before it for every draw but the first: a greedy model has another answer then too."""
+"""Prefix of every draw but the first: it gives a greedy model other replies."""
 
 MAX_GROWTH = 3
-"""A rewriting may have this many times the signs of the original."""
+"""Largest length of a rewriting, relative to the original."""
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """One sentence and what became of it.
+    """A sentence, the refiner's reply and the verdict.
 
     Attributes:
-        pattern: The pattern it belongs to.
+        pattern: The pattern of the sentence.
         sentence: The sentence of the patterns file.
-        reply: What the refiner answered.
-        reason: Why the original is kept; empty if the rewriting is sent.
+        reply: The refiner's reply.
+        reason: Why the original is used; empty if the rewriting is.
     """
 
     pattern: str
@@ -61,20 +60,20 @@ class Refinement:
 
     @property
     def sent(self) -> str:
-        """The sentence that prompts hold."""
+        """The sentence used in prompts."""
         return self.sentence if self.reason else self.rewritten
 
 
 class Refiner:
-    """Rewrites the sentences of a patterns file, each once: calls a function from text to text.
+    """Rewrites the sentences of a patterns file, once each; callable from text to text.
 
-    All sentences are asked for together when the first is needed. The language model's cache
-    knows each by sentence, model and draw, so that there are never more calls than sentences.
+    All sentences are rewritten together when the first one is needed. Replies are cached by
+    sentence, model and draw, so there are never more calls than sentences.
 
     Args:
         llm: The language model that rewrites.
         patterns: The sentences.
-        answer: Which wording of the output formats is in use.
+        answer: The wording of the output formats in use.
         draw: Another number gives other rewritings.
     """
 
@@ -83,7 +82,7 @@ class Refiner:
     ) -> None:
         self.llm = llm
         self.draw = draw
-        self.patterns_of: dict[str, str] = {}  # an empty sentence says nothing: nothing to rewrite
+        self.patterns_of: dict[str, str] = {}  # an empty sentence is not rewritten
         for pattern in SENTENCES:
             for option in range(patterns.n_options(pattern)):
                 if sentence := patterns.describe(pattern, option, answer):
@@ -92,16 +91,16 @@ class Refiner:
 
     @property
     def fingerprint(self) -> str:
-        """Names the model and the draw."""
+        """Identifies the model and the draw."""
         return f"{self.llm.fingerprint} draw {self.draw}"
 
     @cached_property
     def refinements(self) -> dict[str, Refinement]:
-        """Every sentence and what became of it.
+        """The verdict on every sentence.
 
         Raises:
-            LanguageModelError: If the refiner fails on a sentence: a later run could get an
-                answer, and would send other prompts than this one.
+            LanguageModelError: If the refiner fails on a sentence: a later run could get a
+                reply, and would use other prompts than this one.
         """
         unknown = [sentence for sentence in self.patterns_of if sentence not in self._kept]
         replies = self.llm.generate([request(sentence, self.draw) for sentence in unknown])
@@ -116,24 +115,24 @@ class Refiner:
 
     @property
     def answers(self) -> dict[str, str]:
-        """What the refiner said so far to each sentence: kept with the policy it was learnt on."""
+        """Replies of the refiner so far, by sentence; saved with the policy trained on them."""
         if "refinements" not in self.__dict__:
             return dict(self._kept)
         return {sentence: each.reply for sentence, each in self.refinements.items()}
 
     def recall(self, answers: Mapping[str, str]) -> None:
-        """Take answers of an earlier run instead of asking anew."""
+        """Use the replies of an earlier run instead of asking again."""
         self._kept = answers
         self.__dict__.pop("refinements", None)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many sentences are sent rewritten, and how many as they were."""
+        """Numbers of rewritten and of original sentences in use."""
         n_kept = sum(bool(each.reason) for each in self.refinements.values())
         return {"refined": len(self.refinements) - n_kept, "kept": n_kept}
 
     def __call__(self, sentence: str) -> str:
-        """The sentence to send in the place of one of the patterns file."""
+        """The sentence used instead of one of the patterns file."""
         return self.refinements[sentence].sent if sentence else sentence
 
 
@@ -144,7 +143,7 @@ def request(sentence: str, draw: int = 0) -> str:
 
 
 def judge(pattern: str, sentence: str, reply: str) -> Refinement:
-    """A refiner's reply, accepted or refused."""
+    """The verdict on a reply of the refiner."""
     return Refinement(pattern, sentence, reply, refusal(pattern, sentence, clean(reply)))
 
 
@@ -153,7 +152,7 @@ _QUOTES = ('""', "''", "“”", "‘’", "**", "``")
 
 
 def clean(reply: str) -> str:
-    """Take off a first line that ends in a colon, and signs of quotation around the whole."""
+    """Remove a first line that ends in a colon, and quotation marks around the reply."""
     text = _LEAD_IN.sub("", reply.strip()).strip()
     while len(text) > 1 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1].strip("*"):
         text = text[1:-1].strip()
@@ -171,18 +170,18 @@ _LIST_ENTRY = re.compile(r"(\d+|[A-Z]{1,2})[.):]\s|[-*•]\s")
 
 
 def refusal(pattern: str, sentence: str, rewritten: str) -> str:
-    """Why a rewriting cannot take its sentence's place; empty if it can.
+    """Why a rewriting is rejected; empty if it is accepted.
 
-    Of every sentence: something is said, it is new, in one paragraph that does not look like an
-    entry of the prompt's lists, of at most three times the length; exactly the placeholders of
-    the original stand in it; it does not talk about the rewriting.
+    Rules for every sentence: the rewriting is not empty and not the original; it is one paragraph,
+    does not look like an entry of the prompt's lists and has at most three times the length; it
+    has exactly the placeholders of the original; it does not talk about the rewriting.
 
-    Words the original is recognised by must be there again. A reasoning sentence that asks to
-    rank (or order, sort, arrange, prioritise) does so still; one that asks only for a place (the
-    best first) asks for that or for a ranking. A format sentence still names a list (number,
-    list, rank, order, line) or the letters; the letters if the original did, for they are what is
-    then parsed; and an example that ends it after a colon is repeated as it is. A sentence in
-    another language is bound by the first paragraph alone.
+    Key words of the original must be preserved. A reasoning sentence that asks to rank (or order,
+    sort, arrange, prioritise) still does so; one that asks only for a position (the best first)
+    asks for that or for a ranking. A format sentence still names a list (number, list, rank,
+    order, line) or the letters; the letters if the original did, because they are parsed; an
+    example after a final colon is repeated unchanged. For a sentence in another language only
+    the rules of the first paragraph apply.
 
     Args:
         pattern: ``role``, ``reasoning`` or ``format``.
@@ -211,7 +210,7 @@ def refusal(pattern: str, sentence: str, rewritten: str) -> str:
 
 
 def _braces(text: str) -> list[str]:
-    """Placeholders, and single braces that belong to none."""
+    """Placeholders, and unmatched braces."""
     return re.findall(r"{[^{}]*}|[{}]", text)
 
 
@@ -233,7 +232,7 @@ def _still_parses(sentence: str, rewritten: str) -> bool:
 
 
 def table(refinements: Sequence[Refinement]) -> str:
-    """Sentences before and after in Markdown, with the reasons of those that are kept."""
+    """Sentences before and after in Markdown, with the reasons of rejections."""
     rows = [
         (each.pattern, each.sentence, _short(each.reply), each.reason or "**sent**")
         for each in refinements
@@ -249,7 +248,7 @@ def _short(text: str, n: int = 160) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Show what a language model makes of the sentences of a patterns file."""
+    """Show a language model's rewritings of the sentences of a patterns file."""
     parser = argparse.ArgumentParser(prog="python -m rpp.prompts.refine", description=main.__doc__)
     parser.add_argument("patterns", help="a file such as conf/patterns/movies.yaml")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder or hub id")

@@ -11,7 +11,7 @@ from rpp.prompts.patterns import Patterns
 
 @dataclass(frozen=True)
 class StaticPrompt:
-    """One option of every pattern and a history length, for everybody."""
+    """One option of every pattern and a history length, the same for all users."""
 
     actions: tuple[int, ...]
     length: int
@@ -24,8 +24,8 @@ def draw_static_prompts(
 
     Args:
         patterns: The options.
-        n_prompts: How many to draw; fewer come back if there are no more.
-        n_steps: Steps of an episode, which limit how long a history can have grown.
+        n_prompts: Number of prompts; fewer if there are no more.
+        n_steps: Steps of an episode, which limit the reachable history lengths.
         seed: Of the draw.
     """
     history = patterns.history
@@ -50,5 +50,5 @@ def draw_static_prompts(
 
 
 def only_prompt(patterns: Patterns) -> StaticPrompt:
-    """The prompt of patterns without a choice, such as those of the manual prompt."""
+    """The prompt of patterns with single options, such as the manual prompt."""
     return StaticPrompt((), patterns.history.lengths[0])

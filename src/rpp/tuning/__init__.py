@@ -1,1 +1,1 @@
-"""LoRA adapters that teach a language model to rank (paper, section 4.1: Alpaca)."""
+"""LoRA tuning of a language model on rankings (paper, section 4.1: Alpaca)."""

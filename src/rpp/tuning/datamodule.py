@@ -1,4 +1,4 @@
-"""Training interactions to ranking instructions, drawn anew in every epoch."""
+"""Ranking instructions from training interactions, drawn again in every epoch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from rpp.tuning.instructions import Instruction, draw_instruction
 from rpp.types import HELD_OUT, MAX_SEED, PROFILE, SPLITS, InputError
 
 Stretch = tuple[int, int]
-"""A user and the number of one of their stretches."""
+"""A user and the number of one of their sequences."""
 
 
 class InstructionDataModule(EpisodeDataModule):
-    """Ranking instructions from users who neither validate nor test the policy.
+    """Ranking instructions from users who are neither validation nor test users of the policy.
 
-    An epoch draws as many stretches as cover their training interactions once, at places drawn
-    anew each time. Validation ranks episodes of the policy's training and validation users, each
-    on their validation interaction.
+    An epoch draws as many sequences as cover their training interactions once, at random
+    positions. Validation ranks episodes of the policy's training and validation users, each on
+    their validation interaction.
 
     Args:
         *args: As :class:`rpp.data.datamodule.EpisodeDataModule`.
         patterns: YAML file with the sentences of each pattern.
-        n_items: Items in a stretch.
-        max_history: Longest history a prompt shows.
-        display: What prompts show; without candidates *packed histories* are made.
-        draw_seed: Of the order and of what is drawn from a stretch; ``null``: ``seed``, which
-            parts the users. A run that goes on from an adapter sees something new if it is higher
-            by the former run's epochs or more, each of which has the next number's order.
+        n_items: Items in a sequence.
+        max_history: Longest history in a prompt.
+        display: Parts of a prompt; without candidates *packed histories* are made.
+        draw_seed: Seed of order and sampling; ``null``: ``seed``, which splits the users. The
+            order of epoch ``k`` is that of ``draw_seed + k``. To continue from an adapter with new
+            sequences, raise it by the number of epochs already trained.
         **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
     """
 
@@ -63,11 +63,11 @@ class InstructionDataModule(EpisodeDataModule):
         self.draw_seed = self.settings.seed if draw_seed is None else draw_seed
 
     def prepare_data(self) -> None:
-        """Prepare the folder unless it is there; no collaborative vectors are needed."""
+        """Prepare the folder if it is missing; no collaborative vectors are needed."""
         prepare(self.settings, self.folder)
 
     def setup(self, stage: str) -> None:
-        """Read the episodes and the training sequences of the users to learn from."""
+        """Read the episodes, and the interactions of the users to train on."""
         self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
         held_out = {e.user: e.user_id for s in HELD_OUT for e in self._episodes[s]}
         self.left_out = tuple(held_out.values())
@@ -93,7 +93,7 @@ class InstructionDataModule(EpisodeDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Every stretch of every user, in an order drawn anew every epoch."""
+        """Every sequence of every user, in a new random order per epoch."""
         stretches = [
             (user, number)
             for user, items in self.sequences.items()
@@ -113,7 +113,7 @@ class InstructionDataModule(EpisodeDataModule):
         return [self.draw(user, number, epoch) for user, number in batch]
 
     def draw(self, user: int, number: int, epoch: int) -> Instruction:
-        """The instruction made of one stretch of one user in one epoch."""
+        """The instruction from one sequence of one user in one epoch."""
         rng = np.random.default_rng([self.draw_seed, epoch, user, number])
         items = self.sequences[user]
         start = int(rng.integers(max(1, len(items) - self.n_items + 1)))

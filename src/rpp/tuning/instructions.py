@@ -1,14 +1,15 @@
-"""Ranking instructions from training interactions: what an adapter is tuned on.
+"""Ranking instructions from training interactions, for tuning an adapter.
 
 The paper's pairs of "Instruction" and "Output" hold a history, a list of candidates and a ranked
-list of titles (section 4.1). Two kinds are made here, both with prompts drawn over the whole
-action space, so that the tuned model goes on listening to its prompt:
+list of titles (section 4.1). Two kinds are made here, both with prompts drawn from the whole
+action space, so that the tuned model remains sensitive to its prompt:
 
-- *packed histories*: the prompt lists no candidates and the output goes on with the titles the
-  user turned to next, one a line. Every title, those in the prompt included, is something to
-  learn from: dozens a sequence.
-- *rankings*: the prompt lists the candidates in a fresh order, the output names the target first
-  and then the others in random order, by title or by identifier. Only the output is learnt.
+- *packed histories*: the prompt lists no candidates, and the output continues with the user's next
+  titles, one per line. The loss covers every title, including those in the prompt: dozens per
+  sequence.
+- *rankings*: the prompt lists the candidates in a new random order; the output names the target
+  first and then the others in random order, by title or by identifier. The loss covers only the
+  output.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from rpp.prompts.patterns import Patterns
 from rpp.types import Episode, Item
 
 Span = tuple[int, int]
-"""First sign and the one after the last."""
+"""Index of the first character, and the index after the last."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt and what a good model replies.
+    """A prompt and the target reply.
 
     Attributes:
         prompt: The prompt's text.
         output: The reply.
-        prompt_spans: What of the prompt is learnt: past titles, each with its line's end.
-        output_spans: What of the output is learnt.
+        prompt_spans: Parts of the prompt in the loss: past titles, each with its line break.
+        output_spans: Parts of the output in the loss.
         candidates: Titles of the target and then the others, for a listwise loss.
-        is_whole: Whether nothing follows the output: a ranking ends, a history goes on.
+        is_whole: Whether the output is complete: a ranking is, a history continues.
     """
 
     prompt: str
@@ -60,20 +61,20 @@ def draw_instruction(
     display: Display | None = None,
     profile: Mapping[str, str] | None = None,
 ) -> Instruction:
-    """One instruction from a stretch of a user's training interactions.
+    """One instruction from a sequence of a user's training interactions.
 
     Args:
-        stretch: Items, oldest first, at least two. A packed history puts a first part into the
-            prompt and the rest into the reply; a ranking has the last item as target.
+        stretch: Items, oldest first, at least two. A packed history has a first part in the
+            prompt and the rest in the reply; a ranking has the last item as target.
         catalogue: All items.
         seen: Items the user has a training interaction with: never a negative.
         patterns: The sentences to draw from.
         rng: Source of randomness.
         n_candidates: Target and negatives; fewer where the catalogue has no more.
-        max_history: Longest history shown; the length is drawn from 1 to this.
+        max_history: Longest history; the length is drawn from 1 to this.
         display: Packed histories if the candidates are not shown (the default), else rankings by
             title or identifier.
-        profile: What is known of the user.
+        profile: Attributes of the user.
     """
     display = display or Display(show_candidates=False)
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
@@ -102,7 +103,7 @@ def draw_instruction(
 
 
 def _reply(lines: Sequence[str], *, numbered: bool) -> tuple[str, tuple[Span, ...]]:
-    """The reply, and in it each line after its number, with the line's end."""
+    """The reply, and the span of each line after its number, with its line break."""
     text = ""
     spans = []
     for rank, line in enumerate(lines, start=1):
@@ -115,7 +116,7 @@ def _reply(lines: Sequence[str], *, numbered: bool) -> tuple[str, tuple[Span, ..
 
 
 def _history_spans(prompt: str, history: Sequence[Item]) -> tuple[Span, ...]:
-    """Where the past titles stand in a prompt, each with the blank before and the line's end."""
+    """Spans of past titles in a prompt, each with the preceding blank and its line break."""
     spans = []
     end = 0
     for number, item in enumerate(history, start=1):

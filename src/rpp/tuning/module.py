@@ -1,13 +1,13 @@
-r"""A LoRA adapter that teaches a frozen language model to rank (paper, section 4.1: Alpaca).
+r"""LoRA tuning of a frozen language model on rankings (paper, section 4.1: Alpaca).
 
-The loss is the mean negative log-likelihood of the learnt tokens of an instruction (see
+The loss is the mean negative log-likelihood of the tokens in the spans of an instruction (see
 ``rpp.tuning.instructions``), and with a weight :math:`\lambda` that of the target among the
 candidates,
 
 .. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
     \text{prompt})
 
-Left open by the paper and chosen here: rank, layers, learning rate and everything else below.
+Not specified in the paper: rank, layers, learning rate and all other settings below.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import CatMetric
 from transformers import get_cosine_schedule_with_warmup
 
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.llms.tree import Tree
 from rpp.llms.tuned import DATA, LEFT_OUT, left_out_of, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.processes import all_reduce_sum, gather_rows
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
-from rpp.ranker import REPLY_START, Decoding, Ranker
+from rpp.ranker import Decoding, Ranker
 from rpp.tuning.export import card, note_curve, put_in_place, write_metadata
 from rpp.tuning.instructions import Instruction
+from rpp.tuning.losses import Encoded, encode, likelihood_loss, listwise_loss
 from rpp.types import Episode, InputError
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -48,31 +46,31 @@ class RankingAdapter(LightningModule):
 
     Args:
         llm: The model to tune, with its template, precision and quantisation (``4bit``: QLoRA).
-        adapter_dir: Where the best adapter is kept, in peft's format.
-        start: Folder of an adapter to go on from, its rank and layers included; packed histories
-            first and rankings after, for example.
+        adapter_dir: Folder of the best adapter, in peft's format.
+        start: Folder of an adapter to continue from, with its rank and layers; for example
+            packed histories first and rankings afterwards.
         patterns: YAML file with the sentences of each pattern, for validation.
         decoding: How validation ranks.
         show_candidates: Whether validation prompts list the candidates.
         per_character: Whether ``likelihood`` divides a title's log-probability by its length.
         n_history: Items a validation prompt shows.
         rank: Rank of the adapter.
-        alpha: Scale of the adapter: its output counts ``alpha / rank``.
+        alpha: Scale of the adapter: its output is multiplied by ``alpha / rank``.
         dropout: Dropout before the adapter.
         n_layers: Number of upper layers that are adapted; 0 means all. Layers below need no
             gradient, which saves time.
         target_modules: Names of the linear maps that are adapted.
-        lr: Highest learning rate; it rises over the first 3 % of steps and then falls to 0 by
-            half a cosine.
+        lr: Maximum learning rate, with linear warm-up over 3 % of the steps and cosine decay to
+            0.
         weight_decay: Of AdamW.
         listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
-        gradient_checkpointing: Compute each layer again on the way back and keep only what enters
-            it: a third more time for a fraction of the memory.
+        gradient_checkpointing: Recompute the activations of each layer in the backward pass: a
+            third more time for a fraction of the memory.
 
     Raises:
-        InputError: If there is no adapter to start from, or the model lies on several devices.
+        InputError: If there is no adapter to start from, or the model is on several devices.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class RankingAdapter(LightningModule):
                 "a model is tuned on one device: set model.init_args.llm.init_args.device_map to"
                 " null; quantization: 4bit and gradient_checkpointing take less memory"
             )
-        self.strict_loading = False  # a checkpoint holds the adapter alone
+        self.strict_loading = False  # a checkpoint has only the adapter
         self.llm = llm
         self.adapter_dir = Path(adapter_dir)
         self.start = start
@@ -152,11 +150,11 @@ class RankingAdapter(LightningModule):
             else PeftModel.from_pretrained(base, self.start, is_trainable=True)
         )
         self.network.train()
-        # the name a user can load it by, not the folder of this machine
+        # a name any user can load it by, not a local folder
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on the adapter; the learning rate rises and falls once over the whole fit."""
+        """AdamW on the adapter; warm-up and cosine decay over the whole fit."""
         weights = [p for p in self.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
         n_steps = int(self.trainer.estimated_stepping_batches)
@@ -167,7 +165,7 @@ class RankingAdapter(LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Tell users left out from those whom the adapter to start from has learnt from."""
+        """Find the users left out, both here and by the initial adapter."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.left_out = set(marks(data.left_out))
         name = data.summary["settings"]["name"]
@@ -178,7 +176,7 @@ class RankingAdapter(LightningModule):
     # -- losses ------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Instruction], batch_idx: int) -> Tensor:
-        """Likelihood of the learnt tokens, and the target among the candidates."""
+        """Likelihood of the tokens in the loss, and of the target among the candidates."""
         encoded = [self.encode(instruction) for instruction in batch]
         loss = self._likelihood(encoded)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -201,59 +199,15 @@ class RankingAdapter(LightningModule):
             " untouched"
         )
 
-    def encode(self, instruction: Instruction) -> tuple[list[int], list[bool]]:
-        """Tokens of prompt and reply, and which of them are learnt."""
-        prompt = self.llm.prompt_tokenizer.render(instruction.prompt)
-        text = prompt + instruction.output
-        shift = prompt.index(instruction.prompt)
-        spans = [(a + shift, b + shift) for a, b in instruction.prompt_spans]
-        spans += [(a + len(prompt), b + len(prompt)) for a, b in instruction.output_spans]
-        ids, starts = self.llm.prompt_tokenizer.encode_with_starts(text)
-        learnt = [any(a <= start < b for a, b in spans) for start in starts]
-        end = self.llm.tokenizer.eos_token_id
-        if instruction.is_whole and end is not None:  # or the model would never stop
-            ids.append(int(end))
-            learnt.append(True)
-        if not any(learnt[1 : self.max_tokens]):
-            raise InputError(
-                f"an instruction of {len(ids)} tokens has nothing to be learnt among its first"
-                f" {self.max_tokens}: raise model.max_tokens, or lower data.n_items"
-            )
-        return ids[: self.max_tokens], learnt[: self.max_tokens]
+    def encode(self, instruction: Instruction) -> Encoded:
+        """Tokens of prompt and reply, and which of them are in the loss."""
+        return encode(self.llm, instruction, self.max_tokens)
 
-    def _likelihood(self, encoded: Sequence[tuple[list[int], list[bool]]]) -> Tensor:
-        tokens = [torch.tensor(ids) for ids, _ in encoded]
-        targets = [
-            ids.where(torch.tensor(learnt), -100)
-            for ids, (_, learnt) in zip(tokens, encoded, strict=True)
-        ]
-        ids = pad_sequence(tokens, True, self.llm.decoder.pad).to(self.device)
-        labels = pad_sequence(targets, True, -100).to(self.device)
-        # padding stands at the end, where a causal decoder's other tokens do not see it
-        decoder = self.llm.network.get_decoder()
-        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
-        chosen = wanted >= 0
-        return functional.cross_entropy(self.llm.decoder.logits(hidden[chosen]), wanted[chosen])
+    def _likelihood(self, encoded: Sequence[Encoded]) -> Tensor:
+        return likelihood_loss(self.llm, encoded, self.device)
 
     def _listwise(self, batch: Sequence[Instruction]) -> Tensor:
-        return torch.stack([self._candidate_loss(instruction) for instruction in batch]).mean()
-
-    def _candidate_loss(self, instruction: Instruction) -> Tensor:
-        prompt_ids = self.llm.prompt_tokenizer.encode(instruction.prompt, REPLY_START)
-        continuation_ids = [
-            self.llm.prompt_tokenizer.continuation(f" {title}\n", after=REPLY_START[-1:])
-            for title in instruction.candidates
-        ]
-        tree = Tree()
-        for ids in continuation_ids:
-            tree.add(prompt_ids + ids[:-1])
-        wanted = [
-            (path[len(prompt_ids) - 1 :], ids)
-            for path, ids in zip(tree.paths, continuation_ids, strict=True)
-        ]
-        scores = self.llm.decoder.log_probs([tree], [wanted])
-        return -scores.log_softmax(0)[0]
+        return torch.stack([listwise_loss(self.llm, each) for each in batch]).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients."""
@@ -293,7 +247,7 @@ class RankingAdapter(LightningModule):
         self.val_ranks.update(target_ranks(self.val_ranker.rank(prompts, batch), batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; keep the adapter if it is the best so far."""
+        """Log the scores; save the adapter if it is the best so far."""
         ranks = gather_rows(self.val_ranks.compute().reshape(-1))
         self.val_ranks.reset()
         for name, metric in METRICS.items():
@@ -318,8 +272,6 @@ class RankingAdapter(LightningModule):
             for name, weight in self.network.state_dict().items()
             if "lora_" in name
         }
-        if not all(weight.isfinite().all() for weight in state.values()):
-            raise self._broken("weights are")
         metadata = self._metadata(ranks)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         text = card(metadata, shows_candidates=data.display.show_candidates)
@@ -354,7 +306,7 @@ class RankingAdapter(LightningModule):
     # -- checkpoints -------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter alone; the frozen weights are fetched again."""
+        """Save only the adapter; the frozen weights are loaded again."""
         checkpoint["state_dict"] = {
             name: weight for name, weight in checkpoint["state_dict"].items() if "lora_" in name
         }
@@ -363,7 +315,7 @@ class RankingAdapter(LightningModule):
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting.
+        """Restore the counters.
 
         Raises:
             InputError: If the checkpoint is not of a tuned adapter.
