@@ -30,12 +30,12 @@ def real(tmp_path, monkeypatch):
 
 def command(subcommand, folder):
     small = {
-        "data.n_train_users": 6,
-        "data.n_validation_users": 4,
-        "data.n_test_users": 4,
-        "data.batch_size": 6,
+        "data.n_train_users": 3,
+        "data.n_validation_users": 2,
+        "data.n_test_users": 2,
+        "data.batch_size": 3,
         "model.n_steps": 2,
-        "model.n_static_prompts": 2,
+        "model.n_static_prompts": 1,
         "trainer.max_epochs": 1,
         "environment.cache_dir": str(folder / "replies"),
     }
@@ -56,9 +56,9 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     assert again["rows"] == record["rows"]
     main(command("predict", real))
     rows = (real / "results/ml-100k/predictions.jsonl").read_text().splitlines()
-    assert len(rows) == 4
+    assert len(rows) == 2
     assert "I have watched these movies" in json.loads(rows[0])["prompt"]
-    assert "4 test users" in capsys.readouterr().out
+    assert "2 test users" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["conf/rpp.yaml", "conf/data/ml-100k.yaml", "conf/compare.yaml"])

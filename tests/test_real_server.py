@@ -94,7 +94,7 @@ def test_fit_and_test(here, address, monkeypatch):
         *("--config", "conf/llm/server.yaml", "--environment.llm.base_url", address),
         *("--environment.decoding", "first_token", "--environment.cache_dir", "replies"),
         *("--environment.llm.top_logprobs", "2000", "--environment.llm.concurrency", "2"),
-        *("--data.n_train_users", "4", "--data.n_validation_users", "2"),
+        *("--data.n_train_users", "2", "--data.n_validation_users", "1"),
         *("--data.n_test_users", "2", "--trainer.max_epochs", "1"),
         *("--model.n_steps", "1", "--model.n_static_prompts", "1"),
     ]
