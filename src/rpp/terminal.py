@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,26 +19,26 @@ class SafeStream:
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
+        self.is_closed = False  # by the reader
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
         """Write, or do nothing once the reader is gone."""
-        try:
-            self.stream.write(text)
-        except BrokenPipeError:
-            self._go_silent()
+        self._unless_closed(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Likewise."""
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self._go_silent()
+        self._unless_closed(self.stream.flush)
 
-    def _go_silent(self) -> None:
-        self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+    def _unless_closed(self, act: Callable[..., Any], *given: str) -> None:
+        if self.is_closed:
+            return
+        try:
+            act(*given)
+        except BrokenPipeError:
+            self.is_closed = True
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the stream's."""
