@@ -38,7 +38,8 @@ class MeanReward(PromptLearner[Choice]):
         for transition in self.rollout(batch, self.explore):
             self.log_reward(transition)
             actions = transition.decision.actions.T  # (P, B)
-            rewards = transition.step.rewards().nan_to_num(0).expand(actions.shape)
-            self.total.scatter_add_(1, actions, rewards)
-            self.count.scatter_add_(1, actions, torch.ones_like(rewards))
+            rewards = transition.step.rewards().expand(actions.shape)
+            known = rewards.isfinite().float()  # a failed call is no reward of 0
+            self.total.scatter_add_(1, actions, rewards.nan_to_num(0))
+            self.count.scatter_add_(1, actions, known)
         self.count_update()

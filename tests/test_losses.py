@@ -9,8 +9,11 @@ import torch
 
 from rpp.agents.losses import (
     actor_loss,
+    approx_kl,
+    clip_fraction,
     clipped_surrogate,
     critic_loss,
+    explained_variance,
     gae,
     horizon,
     n_step_returns,
@@ -261,3 +264,33 @@ def test_clipped_surrogate_leaves_failed_calls_out():
 def test_clipped_surrogate_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match="shapes differ"):
         clipped_surrogate(*(torch.zeros(4, n) for n in (3, 3, 1, 3)), 0.2, 0.01)
+
+
+# What an update has done
+
+
+def test_approximate_kl_by_hand():
+    """Ratios 1, 2 and 1/2 of two agents; what is not known is left out."""
+    ratio = torch.tensor([[1.0, 2.0], [0.5, 7.0]])
+    known = torch.tensor([[True, True], [True, False]])
+    expected = [(0 + (0.5 - 1 - math.log(0.5))) / 2, 2 - 1 - math.log(2)]
+    assert approx_kl(ratio.log(), known).tolist() == pytest.approx(expected)
+
+
+def test_clip_fraction_by_hand():
+    """Of 1, 1.1, 1.3 and 0.7 two lie further than .2 from 1."""
+    ratio = torch.tensor([[1.0], [1.1], [1.3], [0.7]])
+    known = torch.ones_like(ratio, dtype=torch.bool)
+    assert clip_fraction(ratio.log(), known, 0.2).tolist() == [0.5]
+    known[2] = False
+    assert clip_fraction(ratio.log(), known, 0.2).tolist() == pytest.approx([1 / 3])
+
+
+def test_explained_variance_by_hand():
+    """Returns 1, 2, 3 vary by 2/3; residuals 0, 0, 1 by 2/9."""
+    returns = torch.tensor([1.0, 2.0, 3.0, math.nan])
+    values = torch.tensor([1.0, 2.0, 2.0, 9.0])
+    assert float(explained_variance(values, returns)) == pytest.approx(1 - (2 / 9) / (2 / 3))
+    assert float(explained_variance(returns, returns)) == 1
+    assert float(explained_variance(torch.zeros(4), returns)) == 0
+    assert explained_variance(values, torch.ones(4)).isnan()

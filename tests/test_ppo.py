@@ -142,6 +142,10 @@ def test_an_update_begins_with_the_policy_that_played_and_reaches_everything(tmp
     expected = {"loss/actor", "loss/critic", *(f"entropy/{name}" for name in heads)}
     logged = {name for name in run.callback_metrics if name.startswith(("loss", "entropy"))}
     assert logged == expected
+    drift = [float(run.callback_metrics[f"train/{n}"]) for n in ("approx_kl", "clip_fraction")]
+    assert drift[0] > 0
+    assert 0 <= drift[1] <= 1
+    assert float(run.callback_metrics["train/explained_variance"]) <= 1
 
 
 def test_a_failed_call_teaches_nothing_and_spoils_nothing(tmp_path):

@@ -27,7 +27,7 @@ from rpp.data.interactions import load_titles, load_training_pairs, load_users
 from rpp.metrics import ndcg, target_ranks
 from rpp.types import Episode, InputError, Ranking, arbitrary_order
 
-KEPT_FOLDER = "baselines"
+ARTIFACTS_FOLDER = "baselines"
 """Subfolder of a prepared folder for fitted recommenders."""
 
 Scorer = Callable[[Sequence[Episode]], Tensor]
@@ -121,7 +121,7 @@ class TrainingData:
             InputError: If the folder cannot be written to.
         """
         metadata = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
-        folder = self.folder / KEPT_FOLDER
+        folder = self.folder / ARTIFACTS_FOLDER
         try:
             folder.mkdir(exist_ok=True)
         except PermissionError as error:
