@@ -102,6 +102,9 @@ def test_a_resumed_run_uses_the_learning_rates_it_is_given(here):
         (("--trainer.gradient_clip_val", "1"), "set model.max_grad_norm in its place"),
         (("--trainer.accumulate_grad_batches", "2"), "raise data.batch_size in its place"),
         (("--trainer.accelerator", "gpu"), "No supported gpu backend found"),
+        (("--config", "empty.yaml"), "empty.yaml is empty: write settings into it, or leave it"),
+        (("--config", "conf"), "conf is a folder: name the YAML file in it"),
+        (("--seed_everything", "-1"), "seed_everything is -1: give a number from 0 to 4294967295"),
         (("--model.actor_lr", "-1"), "model.actor_lr is -1.0: give a number above 0"),
         (("--model.actor_lr", ".nan"), "model.actor_lr is nan: give a number above 0"),
         (("--model.discount", "1.5"), "model.discount is 1.5: give a number from 0 to 1"),
@@ -109,6 +112,7 @@ def test_a_resumed_run_uses_the_learning_rates_it_is_given(here):
     ],
 )
 def test_what_a_fit_cannot_honour_is_one_sentence_before_it_begins(here, capsys, options, sentence):
+    (here / "empty.yaml").write_text("# nothing yet\n")
     with pytest.raises(SystemExit) as stop:
         run(command("fit", *options))
     assert stop.value.code == 2

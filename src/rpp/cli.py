@@ -48,6 +48,17 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, TQDMProgressBar()]
         return super()._instantiate_trainer(config, callbacks)
 
+    def _set_seed(self) -> None:
+        """Refuse a seed that not every generator takes.
+
+        Raises:
+            InputError: If it is out of range.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint alone: our settings come from the configuration."""
 
@@ -112,7 +123,7 @@ def check_yaml(arguments: Sequence[str]) -> None:
     such as ``--data FILE.yaml``.
 
     Raises:
-        InputError: If one is missing, is not YAML in UTF-8, or gives a key twice.
+        InputError: If one is missing, empty, is not YAML in UTF-8, or gives a key twice.
     """
     for before, word in pairwise(["", *arguments]):
         option, _, value = word.partition("=") if word.startswith("-") else (before, "", word)
@@ -120,7 +131,8 @@ def check_yaml(arguments: Sequence[str]) -> None:
         if not value or not (is_config or value.endswith((".yaml", ".yml"))):
             continue
         try:
-            read_yaml(Path(value))
+            if read_yaml(Path(value)) is None:
+                raise InputError(f"{value} is empty: write settings into it, or leave it out")
         except FileNotFoundError:
             if is_config:
                 raise InputError(f"there is no configuration file {value}") from None
