@@ -227,7 +227,8 @@ def test_a_checkpoint_keeps_the_words_it_was_trained_with(users, tmp_path):
     model.on_save_checkpoint(checkpoint)
     env.teardown(run, model, "test")
     env.setup(run, model, "test")
-    model.on_load_checkpoint(json.loads(json.dumps(checkpoint)))
+    checkpoint = json.loads(json.dumps(checkpoint)) | {"state_dict": model.state_dict()}
+    model.on_load_checkpoint(checkpoint)
     assert {s: model.refiner(s) for s in PATTERNS.role} == first
     env.refine_draw = 1  # another refinement is no refinement of that run
     env.setup(run, model, "test")
