@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from raw_files import games, lastfm, ml_1m, ml_100k
 
 ROOT = Path(__file__).parents[1]
-
-# the checkpoints of fitted_here were written in another folder
-MOVED = pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 
 
 def command(subcommand, *options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pytest
 import torch
 import yaml
 from chat_server import Server
-from cli_setup import ROOT, command
+from cli_setup import ROOT
 from patterns_setup import MINIMAL, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
@@ -31,7 +30,6 @@ from transformers import (  # noqa: E402
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
 from rpp import assets  # noqa: E402
-from rpp.cli import main  # noqa: E402
 from rpp.llms.huggingface import HuggingFaceLanguageModel  # noqa: E402
 from rpp.llms.openai import OpenAILanguageModel  # noqa: E402
 from rpp.prompts.patterns import Patterns  # noqa: E402
@@ -256,11 +254,12 @@ def hasty(monkeypatch):
     monkeypatch.setattr("rpp.llms.chat.PAUSE", 0.01)
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory, custom_csv, tiny_bert_folder):
-    """A working folder in which the made-up data set is prepared and RPP fitted for an epoch."""
-    folder = tmp_path_factory.mktemp("small_run")
-    (folder / "conf").symlink_to(ROOT / "conf")
+@pytest.fixture
+def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
+    """A working folder with the project's conf/, the made-up data set and a scripted model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
+    (tmp_path / "conf").symlink_to(ROOT / "conf")
     small = {
         "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2}},
         "data": {
@@ -290,30 +289,8 @@ def small_run(tmp_path_factory, custom_csv, tiny_bert_folder):
         },
         "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
     }
-    (folder / "small.yaml").write_text(yaml.safe_dump(small))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["train.py"])
-        main(command("fit", "--trainer.max_epochs", "1"))
-    return folder
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, small_run):
-    """A working folder with the project's conf/, the made-up data set and a scripted model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    shutil.copy(small_run / "small.yaml", tmp_path)
-    shutil.copytree(small_run / "data", tmp_path / "data")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     return tmp_path
-
-
-@pytest.fixture
-def fitted_here(here, small_run):
-    """The same with the checkpoints of one epoch."""
-    shutil.copytree(small_run / "checkpoints", here / "checkpoints")
-    return here
 
 
 @pytest.fixture(scope="module")
