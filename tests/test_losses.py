@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rpp.agents.losses import (
-    actor_loss,
     approx_kl,
     clip_fraction,
     clipped_surrogate,
@@ -18,6 +17,7 @@ from rpp.agents.losses import (
     horizon,
     n_step_returns,
     normalised,
+    others_mean,
 )
 
 NAN = math.nan
@@ -101,13 +101,9 @@ def test_critic_is_pulled_towards_the_return():
     assert returns.grad is None
 
 
-def test_actor_loss_by_hand():
-    log_prob = torch.tensor([[math.log(0.5)], [math.log(0.25)]])
-    advantage = torch.tensor([[2.0], [-1.0]])
-    entropy = torch.tensor([[0.7], [0.3]])
-    loss = actor_loss(log_prob, advantage, entropy, entropy_coef=0.01)
-    gains = (math.log(0.5) * 2 + 0.01 * 0.7, math.log(0.25) * -1 + 0.01 * 0.3)
-    assert loss.tolist() == pytest.approx([-sum(gains) / 2])
+def actor_loss(log_prob, advantage, entropy, entropy_coef):
+    """The loss in the first pass: the ratio is 1, and its gradient that of the log-probability."""
+    return clipped_surrogate(log_prob, log_prob, advantage, entropy, 0.2, entropy_coef)
 
 
 def test_descent_makes_good_actions_likelier_and_policies_broader():
@@ -134,7 +130,7 @@ def test_failed_calls_are_left_out_of_the_means():
     critic = critic_loss(returns, values)
     actor = actor_loss(log_prob, returns - values, entropy, 0.5)
     assert critic.tolist() == pytest.approx([(1 + 4) / 2])
-    assert actor.tolist() == pytest.approx([-(-1 * 1 + 0.5 * 0.1 - 2 * 2 + 0.5 * 0.3) / 2])
+    assert actor.tolist() == pytest.approx([-(1 + 0.5 * 0.1 + 2 + 0.5 * 0.3) / 2])
     (critic + actor).sum().backward()
     for leaf in (values, log_prob, entropy):
         assert leaf.grad.isfinite().all()
@@ -164,6 +160,25 @@ def test_losses_refuse_shapes_that_would_broadcast():
         actor_loss(torch.zeros(4, 3), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
     with pytest.raises(ValueError, match="shapes differ"):
         actor_loss(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4, 3), 0.1)
+
+
+def test_what_a_user_gets_anyway_by_hand():
+    """Group 0 has two draws and two rewards of before, group 1 a single one, group 2 a failure."""
+    rewards = torch.tensor([[0.2, 0.4, 0.9, NAN], [0.6, 0.8, NAN, NAN]])
+    groups = torch.tensor([0, 0, 1, 2])
+    past, n_past = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([2.0, 0.0, 1.0])
+    expected = [
+        (1.0 + 0.4 + 0.8) / 4,
+        (1.0 + 0.2 + 0.6) / 4,
+        (1.0 + 0.2 + 0.6 + 0.4 + 0.8 + 0.5) / 7,  # no other of its own: that of the others
+        0.5,
+    ]
+    assert others_mean(rewards, groups, past, n_past).tolist() == pytest.approx(expected)
+
+
+def test_nobody_else_is_no_baseline():
+    only = others_mean(torch.tensor([[0.3]]), torch.tensor([0]), torch.zeros(1), torch.zeros(1))
+    assert only.isnan().all()
 
 
 def test_horizon_by_hand():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -75,6 +76,7 @@ class Transition(Generic[C]):
         decision: What it chose.
         step: What was sent and answered.
         observation: What the next state is encoded from; ``None`` after the last step.
+        before: What the state was encoded from; ``None`` before the first step.
     """
 
     number: int
@@ -82,6 +84,7 @@ class Transition(Generic[C]):
     decision: C
     step: Step
     observation: Observation | None
+    before: Observation | None = None
 
     @property
     def last(self) -> bool:
@@ -168,26 +171,32 @@ def rollout(
     patterns = environment.patterns
     lengths = patterns.first_lengths(len(episodes))
     state = states.first_state(episodes)
+    before = None
     for number in range(n_steps):
         decision = policy(state, number, episodes)
         lengths = patterns.next_lengths(decision.actions.tolist(), lengths)
         step = environment.step(episodes, decision.actions, lengths)
         observation = states.observe(step) if number < n_steps - 1 else None
-        yield Transition(number, state, decision, step, observation)
+        yield Transition(number, state, decision, step, observation, before)
         if observation is not None:
-            state = states.next_state(observation)
+            state, before = states.next_state(observation), observation
 
 
-def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the key and each user alone, ``(B, P)``.
+def uniforms(key: Sequence[int], episodes: Sequence[Episode], n_patterns: int) -> Tensor:
+    """Numbers in [0, 1) that depend on the key and each episode alone, ``(B, P)``.
 
-    Whoever else is in the batch, and in which order, changes no user's draw; a resumed run
-    draws the same.
+    Whoever else is in the batch, and in which order, changes no episode's draw; a resumed run
+    draws the same. An episode that stands there several times has a generator that goes on.
 
     Args:
         key: What tells this draw from others, for example seed, epoch and step.
-        users: ``B`` user numbers.
+        episodes: ``B`` episodes.
         n_patterns: ``P``.
     """
-    rows = [np.random.default_rng([*key, user]).random(n_patterns) for user in users]
+
+    @cache
+    def generator(*whose: int) -> np.random.Generator:
+        return np.random.default_rng([*key, *whose])
+
+    rows = [generator(*episode.key).random(n_patterns) for episode in episodes]
     return torch.from_numpy(np.stack(rows))

@@ -71,21 +71,27 @@ class ActorCritic(nn.Module):
         return horizon * torch.cat([critic(state) for critic in self.critics], dim=1)
 
     def forward(
-        self, state: Tensor, uniforms: Tensor | None = None, horizon: float = 1.0
+        self,
+        state: Tensor,
+        uniforms: Tensor | None = None,
+        horizon: float = 1.0,
+        actions: Tensor | None = None,
     ) -> Decision:
-        """Choose an action per agent and user.
+        """Choose an action per agent and user, or evaluate given actions.
 
         Args:
             state: ``(B, D)``.
             uniforms: Uniform numbers in [0, 1) for sampling, ``(B, P)``; ``None`` takes the most
                 probable actions.
             horizon: Discounted number of remaining rewards.
+            actions: The actions to evaluate, ``(B, P)``.
         """
         log_probs = self.log_probs(state)
-        if uniforms is None:
-            actions = log_probs.argmax(dim=-1)
-        else:
-            actions = inverse_cdf(log_probs.exp(), uniforms)
+        if actions is None:
+            if uniforms is None:
+                actions = log_probs.argmax(dim=-1)
+            else:
+                actions = inverse_cdf(log_probs.exp(), uniforms)
         return Decision(
             actions=actions,
             log_prob=log_probs.gather(-1, actions[..., None]).squeeze(-1),

@@ -3,8 +3,9 @@ r"""Returns and losses of the agents (paper, section 3.4), corrected.
 Departures from Eq. 7-9, which cannot work as printed:
 
 - the critic's residual is squared; as printed the loss has no lower bound;
-- the actor's loss is :math:`-\log\pi \cdot A`; as printed the advantage stands inside the
-  logarithm, and the sign would descend the reward;
+- the actor's loss is :math:`-\rho A` with the ratio :math:`\rho` of new to old policy, whose
+  gradient in the first pass is that of :math:`-\log\pi \cdot A`; as printed the advantage stands
+  inside the logarithm, and the sign would descend the reward;
 - a return bootstraps from the value of the next state, not of the current one;
 - no gradient flows through the advantage to the critic;
 - the mean is over users and steps, with a reward per user.
@@ -79,24 +80,29 @@ def critic_loss(returns: Tensor, values: Tensor) -> Tensor:
     return _masked_mean(residual.square(), known)
 
 
-def actor_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, entropy_coef: float) -> Tensor:
-    r"""Policy gradient of every actor with an entropy bonus (paper Eq. 9, corrected).
+def others_mean(rewards: Tensor, groups: Tensor, past: Tensor, n_past: Tensor) -> Tensor:
+    r"""What a user gets on a target anyway: the mean of the rewards of all other draws, ``(B,)``.
 
-    .. math:: L_a^{(k)} = -\operatorname{mean}_{u,t} \left[ \log\pi_k(a_t \mid s_t) A_t
-        + \beta H(\pi_k(\cdot \mid s_t)) \right]
+    A leave-one-out baseline (RLOO; Kool et al. 2019, Ahmadian et al. 2024). It does not depend on
+    the draw's own actions, so it changes no gradient's expectation. It is not divided by the
+    standard deviation as in GRPO, which favours users for whom prompts hardly matter.
 
     Args:
-        log_prob: :math:`\log\pi_k(a_t \mid s_t)`; shape ``(..., P)``.
-        advantage: :math:`A_t = G_t - V(s_t)`, held constant; ``nan`` entries are left out.
-        entropy: :math:`H(\pi_k(\cdot \mid s_t))` in nats; the same shape.
-        entropy_coef: :math:`\beta`.
+        rewards: Of ``B`` draws in ``T`` steps, ``(T, B)``; ``nan`` where the model failed.
+        groups: Number of each draw's user and target, ``(B,)``.
+        past: Sum of the rewards of earlier epochs by group, ``(G,)``.
+        n_past: Number of these rewards, ``(G,)``.
 
     Returns:
-        One loss per agent, shape ``(P,)``.
+        For a draw without any other of its group the mean over the other groups; ``nan`` if there
+        are none either.
     """
-    known = advantage.isfinite()
-    gain = log_prob * advantage.detach().masked_fill(~known, 0) + entropy_coef * entropy
-    return -_masked_mean(gain, known)
+    known = rewards.isfinite()
+    own, n_own = rewards.nan_to_num(0).sum(0), known.sum(0).to(rewards)
+    total, n_total = past.index_add(0, groups, own), n_past.index_add(0, groups, n_own)
+    others, n_others = total[groups] - own, n_total[groups] - n_own
+    elsewhere, n_elsewhere = total.sum() - total[groups], n_total.sum() - n_total[groups]
+    return torch.where(n_others > 0, others / n_others, elsewhere / n_elsewhere)
 
 
 def gae(rewards: Tensor, values: Tensor, discount: float, gae_lambda: float) -> Tensor:
@@ -160,7 +166,10 @@ def clipped_surrogate(
     clip_range: float,
     entropy_coef: float,
 ) -> Tensor:
-    r"""Clipped loss of an actor, with an entropy bonus (Schulman et al. 2017, Eq. 7 and 9).
+    r"""Clipped loss of every actor, with an entropy bonus (Schulman et al. 2017, Eq. 7 and 9).
+
+    In the first pass over transitions the ratio is 1, and the gradient that of the policy gradient
+    (paper Eq. 9, corrected).
 
     .. math:: L_a = -\operatorname{mean}_{u,t} \left[ \min\left(\rho_t A_t,
         \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) A_t\right)

@@ -84,7 +84,8 @@ def _results(learner: PromptLearner[Any], counters: Counters) -> Results:
     n_candidates = learner.n_candidates
     name = learner.data_summary["settings"]["name"]
     return Results(
-        title=f"{name}, {found.n_users} test users, {n_candidates} candidates, {n_steps} steps",
+        title=f"{name}, {found.n_users} test users, {n_candidates} candidates, {n_steps}"
+        f" {'step' if n_steps == 1 else 'steps'}",
         rows=rows,
         reference=BEST_STATIC,
         n_candidates=n_candidates,

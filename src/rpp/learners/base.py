@@ -158,9 +158,10 @@ class PromptLearner(PromptPolicy[C]):
         """Play the policy greedily and sampled, a random one, and the best static prompt."""
         environment, n_steps = self.environment, int(self.inference_steps)
         steps = self.play(batch, self.greedy)
+        first = {f"{self.title}, first step": steps[0]} if len(steps) > 1 else {}
         rows = {
             self.title: steps[-1],
-            f"{self.title}, first step": steps[0],
+            **first,
             f"{self.title}, sampled": self.play(batch, self.sampled)[-1],
             evaluation.RANDOM_POLICY: evaluation.step_random(
                 environment, batch, n_steps, self.policy_seed

@@ -182,9 +182,11 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
 
     def drawn(self, key: int, state: Tensor, number: int, episodes: Sequence[Episode]) -> C:
         """A choice drawn from the policy; the key tells one draw from another."""
-        users = [episode.user for episode in episodes]
-        draws = uniforms((self.policy_seed, key, number), users, len(self.patterns.names))
-        return self.act(state, number, episodes, draws)
+        return self.act(state, number, episodes, self.draws(key, number, episodes))
+
+    def draws(self, key: int, number: int, episodes: Sequence[Episode]) -> Tensor:
+        """Numbers in [0, 1) for drawing options, ``(B, P)``, see :func:`rpp.rollout.uniforms`."""
+        return uniforms((self.policy_seed, key, number), episodes, len(self.patterns.names))
 
     def rollout(
         self, episodes: Sequence[Episode], policy: Policy[C], n_steps: int | None = None

@@ -1,0 +1,46 @@
+"""What every training user gets on a target anyway: running means of the rewards so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rpp.agents.losses import others_mean
+from rpp.processes import all_reduce_sum
+from rpp.types import Episode
+
+
+class RewardLevels:
+    """Sums of the rewards of each user and target, over all processes.
+
+    Args:
+        episodes: All training episodes.
+    """
+
+    def __init__(self, episodes: Sequence[Episode]) -> None:
+        self.group_of = {each.key: k for k, each in enumerate(episodes)}
+        self.sums = torch.zeros(2, len(episodes))
+        """Sums of the rewards and their numbers."""
+
+    def groups(self, episodes: Sequence[Episode]) -> Tensor:
+        """Number of each episode among the training episodes, ``(B,)``."""
+        return torch.tensor([self.group_of[each.key] for each in episodes])
+
+    def baseline(self, rewards: Tensor, episodes: Sequence[Episode]) -> Tensor:
+        """Mean of the rewards of all other draws of a user and target, ``(B,)``.
+
+        Args:
+            rewards: Of the running episodes up to now, ``(T, B)``.
+            episodes: ``B`` users.
+        """
+        past, n_past = self.sums
+        return others_mean(rewards, self.groups(episodes), past, n_past).nan_to_num(0)
+
+    def add(self, rewards: Tensor, episodes: Sequence[Episode]) -> None:
+        """Count finished episodes; rewards are ``(T, B)``."""
+        known = rewards.isfinite()
+        fresh = torch.stack([rewards.nan_to_num(0).sum(0), known.sum(0).to(rewards)])
+        own = torch.zeros_like(self.sums).index_add(1, self.groups(episodes), fresh)
+        self.sums += all_reduce_sum(own)

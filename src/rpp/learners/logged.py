@@ -1,0 +1,218 @@
+"""The best prompt by a model of the reward, fitted to every reward that was ever paid for.
+
+One step, one call: the prompt depends on what is known of the user at request time. The agents of
+:class:`rpp.learners.rpp.RPP` learn from a reward once and tell neither what a user gets anyway from
+what a prompt adds, nor one pattern's part from another's. This learner does both in closed form, so
+it needs fewer calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rpp.agents.reward_model import LoggedRewards, RewardModel
+from rpp.evaluation import random_actions
+from rpp.learners.base import EPOCH_MEAN, PromptLearner
+from rpp.learners.policy import check_smallest
+from rpp.processes import gather_rows
+from rpp.rollout import Step, Transition
+from rpp.types import Choice, Episode, InputError
+
+MAX_PROMPTS = 100_000
+"""Prompts that are compared one by one where pairs of options have effects of their own."""
+
+LARGEST = 3.0
+"""Features, in standard deviations, are clipped here: a rare user is no reason for a rare prompt."""
+
+USUAL_LENGTH = 30
+"""A history of so many interactions is neither short nor long."""
+
+LOGGED = "logged_rewards"
+"""Key of a checkpoint."""
+
+
+class RewardModelLearner(PromptLearner[Choice]):
+    """Learns from logged rewards; the policy is the best prompt by the model.
+
+    Args:
+        n_draws: Prompts asked in an epoch for each training user and target.
+        exploration: How they are chosen. ``uniform``: at random, which tells most of all prompts.
+            ``thompson``: after the first epoch, each the best by a draw from the posterior, which
+            asks good prompts more often.
+        personal: Whether options have effects for users like this one, besides those for everyone.
+        pairs: Whether pairs of options of two patterns have effects of their own.
+        n_factors: Principal components of the collaborative vectors that stand for a user.
+        learner: What :class:`rpp.learners.base.PromptLearner` takes; it plays one step.
+    """
+
+    def __init__(
+        self,
+        n_draws: int = 2,
+        exploration: Literal["uniform", "thompson"] = "uniform",
+        personal: bool = True,
+        pairs: bool = False,
+        n_factors: int = 8,
+        **learner: Any,
+    ) -> None:
+        super().__init__(n_steps=1, **learner)
+        check_smallest(n_draws=(n_draws, 1), n_factors=(n_factors, 1))
+        if not self.patterns.history.lengths:
+            raise InputError(
+                "one step reaches every history length only if lengths are absolute: set"
+                " model.history_lengths, for example to [1, 4, 10, 20]"
+            )
+        n_prompts = prod(self.patterns.n_actions)
+        if pairs and n_prompts > MAX_PROMPTS:
+            raise InputError(
+                f"model.pairs compares all {n_prompts:,} prompts: set it to false, or give"
+                f" fewer options, so that there are {MAX_PROMPTS:,} at most"
+            )
+        self.n_draws = n_draws
+        self.exploration = exploration
+        self.personal = personal
+        self.pairs = pairs
+        self.n_factors = n_factors
+        self.logged: LoggedRewards | None = None
+        self._epoch: list[Transition[Choice]] = []
+
+    @property
+    def title(self) -> str:
+        """Names the model in tables."""
+        return "RPP, reward model" if self.personal else "RPP, reward model, common"
+
+    def build_policy(self, device: torch.device) -> None:
+        """Make the features of a user and the model."""
+        users = self.vectors.users
+        known = users[users.any(dim=1)].double()
+        n_factors = min(self.n_factors, *known.shape)
+        centre = known.mean(dim=0)
+        _, spread, directions = torch.linalg.svd(known - centre, full_matrices=False)
+        scale = len(known) ** 0.5 / spread[:n_factors].clamp(min=1e-9)
+        self.register_buffer("centre", centre.float())
+        self.register_buffer("factors", (directions[:n_factors].T * scale).float())
+        n_features = n_factors + 1 if self.personal else 0
+        self.model = RewardModel(self.patterns.n_actions, n_features, pairs=self.pairs)
+
+    # -- policy ------------------------------------------------------------------------------
+
+    def features(self, state: Tensor, episodes: Sequence[Episode]) -> Tensor:
+        """What is known of the users, about standard normal each, ``(B, Q)``.
+
+        The principal components of the collaborative vector and the logarithm of the history's
+        length.
+
+        Args:
+            state: Collaborative vectors, ``(B, D)``.
+            episodes: ``B`` users.
+        """
+        if not self.personal:
+            return state.new_zeros(len(episodes), 0)
+        factors = (state - self.centre) @ self.factors
+        lengths = state.new_tensor([[len(episode.history)] for episode in episodes])
+        return torch.cat([factors, (lengths / USUAL_LENGTH).log()], dim=1).clamp(-LARGEST, LARGEST)
+
+    def act(
+        self, state: Tensor, number: int, episodes: Sequence[Episode], draws: Tensor | None
+    ) -> Choice:
+        """The best prompt by the model, or by a draw from its posterior."""
+        normals = None if draws is None else self._normals(draws)
+        return Choice(self.model.best(self.features(state, episodes), normals))
+
+    def _normals(self, draws: Tensor) -> Tensor:
+        """Standard normal numbers ``(B, F)`` that depend on a user's own draws alone."""
+        keys = (draws * 2**53).long().tolist()
+        n_effects = len(self.model.mean)
+        return torch.tensor(
+            np.stack([np.random.default_rng(key).standard_normal(n_effects) for key in keys])
+        )
+
+    def explore(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Choice:
+        """Prompts to learn from: uniform, or by Thompson sampling."""
+        if self.exploration == "thompson" and self.logged is not None:
+            return super().explore(state, number, episodes)
+        draws = self.draws(self.current_epoch, number, episodes)
+        return Choice(random_actions(self.patterns.n_actions, draws).to(state.device))
+
+    # -- learning ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def training_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Ask some prompts of every user; after the epoch's last users, fit the model."""
+        repeated = [episode for episode in batch for _ in range(self.n_draws)]
+        for transition in self.rollout(repeated, self.explore):
+            self.log_reward(transition)
+            self._epoch.append(transition)
+        if self.trainer.is_last_batch:
+            self._learn()
+        self.count_update()
+
+    def _learn(self) -> None:
+        """Fit the model to the rewards of all epochs and processes."""
+        fresh = [self._rows(each.step, each.state) for each in self._epoch]
+        self._epoch = []
+        rows = gather_rows(torch.cat(fresh))
+        rows = rows[rows[:, -1].isfinite()]
+        if self.logged is not None:
+            rows = torch.cat([self._as_rows(self.logged), rows])
+        if not len(rows):
+            return
+        n_patterns = len(self.patterns.names)
+        self.logged = LoggedRewards(
+            actions=rows[:, :n_patterns].long(),
+            features=rows[:, n_patterns:-2],
+            groups=rows[:, -2].long(),
+            rewards=rows[:, -1],
+        )
+        with torch.enable_grad():
+            self.model.fit(self.logged)
+        self._log_deviations()
+
+    def _rows(self, step: Step, state: Tensor) -> Tensor:
+        """Actions, features, group and reward of every user, ``(B, P + Q + 2)``."""
+        train = self.data.episodes("train")
+        group_of = {each.key: k for k, each in enumerate(train)}
+        groups = [group_of[each.key] for each in step.episodes]
+        parts = [
+            step.actions.cpu().double(),
+            self.features(state, step.episodes).cpu().double(),
+            torch.tensor(groups).double()[:, None],
+            step.rewards().double()[:, None],
+        ]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def _as_rows(logged: LoggedRewards) -> Tensor:
+        parts = (logged.actions, logged.features, logged.groups[:, None], logged.rewards[:, None])
+        return torch.cat([each.double() for each in parts], dim=1)
+
+    def _log_deviations(self) -> None:
+        """Log the standard deviations by which the model explains the rewards."""
+        for name, deviation in self.model.deviations.items():
+            kind, _, number = name.partition("_")
+            name = f"{kind}_{self.patterns.names[int(number)]}" if number else kind
+            self.log(f"reward_sd/{name}", deviation, **EPOCH_MEAN, batch_size=1)
+
+    def max_fit_calls(self, n_users: Any, n_epochs: int) -> int:
+        """With several prompts for every training user."""
+        more = (self.n_draws - 1) * n_users["train"] * n_epochs
+        return super().max_fit_calls(n_users, n_epochs) + more
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With the rewards, so that a resumed run goes on learning from them."""
+        super().on_save_checkpoint(checkpoint)
+        if self.logged is not None:
+            checkpoint[LOGGED] = dict(vars(self.logged))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With the rewards."""
+        super().on_load_checkpoint(checkpoint)
+        if LOGGED in checkpoint:
+            self.logged = LoggedRewards(**checkpoint[LOGGED])
