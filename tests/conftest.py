@@ -261,7 +261,10 @@ def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
     monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
     (tmp_path / "conf").symlink_to(ROOT / "conf")
     small = {
-        "model": {"init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2}},
+        "model": {
+            "class_path": "rpp.learners.rpp.RPP",
+            "init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2},
+        },
         "data": {
             "init_args": {
                 "name": "custom",

@@ -24,6 +24,7 @@ from rpp.callbacks.environment import RewardEnvironment
 from rpp.callbacks.predictions import Predictions
 from rpp.callbacks.results import ResultsTable
 from rpp.data.shares import SharedBatches, share
+from rpp.learners.logged import RewardModelLearner
 from rpp.learners.ppo import PPO
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
@@ -118,12 +119,18 @@ def play(folder: Path, n_processes: int) -> None:
     (folder / "ppo").mkdir(exist_ok=True)
     run(Record(folder / "ppo"), max_epochs=1).fit(joint, users)
 
+    logged = RewardModelLearner(
+        patterns=PATTERNS, history_lengths=[1, 4, 10], n_static_prompts=1, n_factors=2
+    )
+    (folder / "logged").mkdir(exist_ok=True)
+    run(Record(folder / "logged"), max_epochs=2).fit(logged, users)
+
     poor = module(n_steps=3, n_static_prompts=3)
     with pytest.raises(LanguageModelStop, match="max_calls"):
         run(max_calls=41, max_epochs=N_EPOCHS).fit(poor, users)
     part = ResultsTable(str(folder / "part"))
     with pytest.raises(LanguageModelStop, match="max_calls"):
-        run(part, max_calls=40).test(rpp, users, verbose=False)
+        run(part, max_calls=20).test(rpp, users, verbose=False)
 
 
 def test_what_processes_average_are_numbers(tmp_path, monkeypatch):
@@ -172,7 +179,7 @@ def test_every_training_user_plays_once_an_epoch_in_the_batch_of_one_process(one
         assert sorted(user for step in turns[::3] for user in step) == list(range(11))
 
 
-@pytest.mark.parametrize("learner", [".", "ppo"])
+@pytest.mark.parametrize("learner", [".", "ppo", "logged"])
 def test_two_processes_learn_the_weights_of_one(one, two, learner):
     expected = load_file(one / learner / "weights_0.safetensors")
     for rank in range(2):
@@ -225,7 +232,7 @@ def test_a_budget_is_shared_and_ends_all_processes(two):
     """A process that went on alone would wait for the others without end, in fit as in test."""
     record = read(two / "part" / "results.json")
     assert record["n_users"] == 4
-    assert record["counters"]["calls"] <= 40
+    assert record["counters"]["calls"] <= 20
 
 
 def test_only_the_first_process_speaks(two):

@@ -166,18 +166,19 @@ def test_what_a_user_gets_anyway_by_hand():
     """Group 0 has two draws and two rewards of before, group 1 a single one, group 2 a failure."""
     rewards = torch.tensor([[0.2, 0.4, 0.9, NAN], [0.6, 0.8, NAN, NAN]])
     groups = torch.tensor([0, 0, 1, 2])
-    past, n_past = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([2.0, 0.0, 1.0])
+    total, n_total = torch.tensor([1.0 + 2.0, 0.9, 0.5]), torch.tensor([2 + 4, 1, 1])
     expected = [
         (1.0 + 0.4 + 0.8) / 4,
         (1.0 + 0.2 + 0.6) / 4,
         (1.0 + 0.2 + 0.6 + 0.4 + 0.8 + 0.5) / 7,  # no other of its own: that of the others
         0.5,
     ]
-    assert others_mean(rewards, groups, past, n_past).tolist() == pytest.approx(expected)
+    assert others_mean(rewards, groups, total, n_total).tolist() == pytest.approx(expected)
 
 
 def test_nobody_else_is_no_baseline():
-    only = others_mean(torch.tensor([[0.3]]), torch.tensor([0]), torch.zeros(1), torch.zeros(1))
+    rewards = torch.tensor([[0.3]])
+    only = others_mean(rewards, torch.tensor([0]), rewards[0], torch.ones(1))
     assert only.isnan().all()
 
 

@@ -80,7 +80,7 @@ def critic_loss(returns: Tensor, values: Tensor) -> Tensor:
     return _masked_mean(residual.square(), known)
 
 
-def others_mean(rewards: Tensor, groups: Tensor, past: Tensor, n_past: Tensor) -> Tensor:
+def others_mean(rewards: Tensor, groups: Tensor, total: Tensor, n_total: Tensor) -> Tensor:
     r"""What a user gets on a target anyway: the mean of the rewards of all other draws, ``(B,)``.
 
     A leave-one-out baseline (RLOO; Kool et al. 2019, Ahmadian et al. 2024). It does not depend on
@@ -90,16 +90,14 @@ def others_mean(rewards: Tensor, groups: Tensor, past: Tensor, n_past: Tensor) -
     Args:
         rewards: Of ``B`` draws in ``T`` steps, ``(T, B)``; ``nan`` where the model failed.
         groups: Number of each draw's user and target, ``(B,)``.
-        past: Sum of the rewards of earlier epochs by group, ``(G,)``.
-        n_past: Number of these rewards, ``(G,)``.
+        total: Sum of the rewards by group, these and those of earlier epochs, ``(G,)``.
+        n_total: Number of these rewards, ``(G,)``.
 
     Returns:
         For a draw without any other of its group the mean over the other groups; ``nan`` if there
         are none either.
     """
-    known = rewards.isfinite()
-    own, n_own = rewards.nan_to_num(0).sum(0), known.sum(0).to(rewards)
-    total, n_total = past.index_add(0, groups, own), n_past.index_add(0, groups, n_own)
+    own, n_own = rewards.nan_to_num(0).sum(0), rewards.isfinite().sum(0)
     others, n_others = total[groups] - own, n_total[groups] - n_own
     elsewhere, n_elsewhere = total.sum() - total[groups], n_total.sum() - n_total[groups]
     return torch.where(n_others > 0, others / n_others, elsewhere / n_elsewhere)

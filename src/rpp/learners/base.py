@@ -69,7 +69,7 @@ class PromptLearner(PromptPolicy[C]):
 
         Lightning counts updates by the steps of an optimizer, and writes no checkpoint without.
         """
-        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+        return torch.optim.SGD([self.unmoved], lr=0.0)
 
     def count_update(self) -> None:
         """Count an update of a learner without gradients: call it in ``training_step``."""

@@ -35,12 +35,16 @@ class RewardLevels:
             rewards: Of the running episodes up to now, ``(T, B)``.
             episodes: ``B`` users.
         """
-        past, n_past = self.sums
-        return others_mean(rewards, self.groups(episodes), past, n_past).nan_to_num(0)
+        total, n_total = self.sums + self._sums_of(rewards, episodes)
+        return others_mean(rewards, self.groups(episodes), total, n_total).nan_to_num(0)
 
     def add(self, rewards: Tensor, episodes: Sequence[Episode]) -> None:
         """Count finished episodes; rewards are ``(T, B)``."""
-        known = rewards.isfinite()
-        fresh = torch.stack([rewards.nan_to_num(0).sum(0), known.sum(0).to(rewards)])
-        own = torch.zeros_like(self.sums).index_add(1, self.groups(episodes), fresh)
-        self.sums += all_reduce_sum(own)
+        self.sums += self._sums_of(rewards, episodes)
+
+    def _sums_of(self, rewards: Tensor, episodes: Sequence[Episode]) -> Tensor:
+        """Sums and numbers by group, over all processes, ``(2, G)``."""
+        known = rewards.isfinite().sum(0).to(rewards)
+        each = torch.stack([rewards.nan_to_num(0).sum(0), known])
+        own = torch.zeros_like(self.sums).index_add(1, self.groups(episodes), each)
+        return all_reduce_sum(own)

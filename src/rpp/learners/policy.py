@@ -168,6 +168,9 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy_seed)
             self.build_policy(device)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            # DDP and Lightning's count of updates want a parameter, even one that never moves
+            self.unmoved = torch.nn.Parameter(torch.zeros(1))
         self.is_built = True
 
     # -- playing -----------------------------------------------------------------------------
