@@ -263,7 +263,11 @@ def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
     small = {
         "model": {
             "class_path": "rpp.learners.rpp.RPP",
-            "init_args": {"prompt_encoder": str(tiny_bert_folder), "n_steps": 2},
+            "init_args": {
+                "prompt_encoder": str(tiny_bert_folder),
+                "prompt_encoding": "parts",
+                "n_steps": 2,
+            },
         },
         "data": {
             "init_args": {

@@ -100,7 +100,7 @@ ANOTHER = {
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_every_ablation_overlay(here, ablation):
-    """Trained, tested and used; RPP takes the checkpoint of the bandit, which has its agents."""
+    """Trained, tested and used; RPP takes the checkpoints of those that have its agents."""
     overlay = f"conf/ablations/{ablation}.yaml"
     first = (here / overlay).read_text().splitlines()[0]
     assert first == f"# python train.py fit --config conf/rpp.yaml --config {overlay}"
@@ -117,8 +117,8 @@ def test_every_ablation_overlay(here, ablation):
     assert record["provenance"]["learner"] == made.title
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 20
     as_rpp = command("test", "--name", f"custom-{ablation}")
-    if ablation == "bandit":
-        assert made.discount == 0
+    if ablation in ("bandit", "paper"):
+        assert made.discount == (0 if ablation == "bandit" else 0.95)
         main(as_rpp)
     else:
         with pytest.raises(InputError, match=ANOTHER[ablation]):
