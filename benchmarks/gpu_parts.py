@@ -110,9 +110,11 @@ def attention(bench: Bench) -> None:
     """Kernels of a prompt's pass and of generation; ways to compute a tree's attention."""
     llm = bench.llm(bench.network, max_new_tokens=min(8, bench.scale.n_new))
     shape, notes = bench.scale.shape, bench.notes.setdefault("attention", {})
-    for name, decoding in (("first_token", "first_token"), ("generate", "generate")):
-        notes[name] = kernels(_asking(llm, decoding, min(8, bench.scale.n_users)), bench.device)
-        print_line(f"  {name}: {notes[name]}")
+    asked: tuple[Decoding, ...] = ("first_token", "likelihood", "generate")
+    for decoding in asked:
+        ask = _asking(llm, decoding, min(8, bench.scale.n_users))
+        notes[decoding] = kernels(ask, bench.device)
+        print_line(f"  {decoding}: {notes[decoding]}")
     rate = bench.rates.matrix.get(str(torch.bfloat16), float("nan"))
     for width in bench.scale.trees:
         notes[f"tree of {width}"] = attention_of(
