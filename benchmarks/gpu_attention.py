@@ -7,6 +7,7 @@ one layer; ways that a device or a version cannot run are reported with their er
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_measure import seconds_of
+from benchmarks.gpu_measure import seconds_of, wait
 from rpp.llms.base import first_line
-from rpp.llms.tree import Tree, attention_mask, batch_trees
+from rpp.llms.tree import Tree, attention_mask
+
+FLEX = "flex, blocks of the tree"
 
 MATH_NODES = 2048
 """Largest tree for the plain kernel, which keeps the scores of all pairs."""
@@ -32,13 +35,19 @@ def comb(width: int, n_branches: int = 16) -> Tree:
 
 
 def kernels(work: Callable[[], Any], device: torch.device, n: int = 6) -> dict[str, float]:
-    """The kernels that take longest, with their share of the time; on a CPU the operations."""
+    """The kernels that take longest, with their share of the time; on a CPU the operations.
+
+    ``busy`` is the share of the time in which the device ran any: the rest is Python's.
+    """
     work()
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
+        started = perf_counter()
         work()
+        wait(device)
+        seconds = perf_counter() - started
     on_gpu = device.type == "cuda"
     times: dict[str, float] = {}
     for event in profiler.key_averages():
@@ -46,12 +55,11 @@ def kernels(work: Callable[[], Any], device: torch.device, n: int = 6) -> dict[s
         times[event.key] = times.get(event.key, 0.0) + float(spent)
     total = sum(times.values()) or 1.0
     longest = sorted(times.items(), key=lambda pair: -pair[1])[:n]
-    return {name[:120]: round(spent / total, 3) for name, spent in longest}
+    shares = {name[:120]: round(spent / total, 3) for name, spent in longest}
+    return {"busy": round(total / 1e6 / seconds, 3)} | shares
 
 
-def ways(
-    queries: torch.Tensor, mask: torch.Tensor, visible: torch.Tensor
-) -> dict[str, Callable[[], torch.Tensor]]:
+def ways(queries: torch.Tensor, mask: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
     """Ways to compute the attention of one layer; those named causal see a mere text."""
 
     def by(backend: SDPBackend | None, **options: Any) -> Callable[[], torch.Tensor]:
@@ -73,7 +81,6 @@ def ways(
     }
     if queries.shape[2] <= MATH_NODES:
         made["math, mask"] = by(SDPBackend.MATH, attn_mask=mask)
-    made["flex, blocks of the tree"] = flex(queries, visible)
     return made
 
 
@@ -99,7 +106,14 @@ def flex(queries: torch.Tensor, visible: torch.Tensor) -> Callable[[], torch.Ten
 
 
 def attention_of(
-    width: int, n_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype, rate: float
+    width: int,
+    n_heads: int,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rate: float,
+    *,
+    by_flex: bool = False,
 ) -> dict[str, Any]:
     """Every way on a tree of some width.
 
@@ -110,6 +124,7 @@ def attention_of(
         device: Where.
         dtype: Precision.
         rate: Operations a second of this device's matrix products.
+        by_flex: Only FlexAttention, which takes long to compile.
 
     Returns:
         For every way the seconds, the time of an operation relative to a matrix product (what
@@ -117,15 +132,18 @@ def attention_of(
         is used; or its error. Also the time of making the mask, and the kernel that is used.
     """
     tree = comb(width)
-    making = seconds_of(lambda: batch_trees([tree], 0, dtype).mask.to(device), device, n=2)
-    visible = torch.from_numpy(tree.visible()).to(device)
-    mask = attention_mask(visible[None], dtype)
+
+    def make_mask() -> torch.Tensor:
+        return attention_mask(torch.from_numpy(tree.visible())[None], dtype).to(device)
+
+    making, mask = seconds_of(make_mask, device, n=2), make_mask()
     torch.manual_seed(0)
     queries = torch.randn(1, n_heads, len(tree), head_dim, device=device).to(dtype)
     operations = 4 * n_heads * len(tree) ** 2 * head_dim
     expected = scaled_dot_product_attention(queries, queries, queries, attn_mask=mask)
     found: dict[str, Any] = {"nodes": len(tree), "making the mask": making}
-    for name, attend in ways(queries, mask, visible).items():
+    tried = {FLEX: flex(queries, mask[0, 0] == 0)} if by_flex else ways(queries, mask)
+    for name, attend in tried.items():
         try:
             seconds = seconds_of(attend, device, n=3)
             apart = None if "causal" in name else float((attend() - expected).abs().max())

@@ -8,7 +8,7 @@ import platform
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -244,7 +244,8 @@ def run_part(
     print_line(f"{name}: {status}, {monotonic() - started:.1f} s")
     gc.collect()
     if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a device that an error has left unusable: others will say so
+            torch.cuda.empty_cache()
     return {"status": status, "seconds": monotonic() - started}
 
 

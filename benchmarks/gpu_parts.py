@@ -107,25 +107,33 @@ def grid(bench: Bench) -> None:
 
 
 def attention(bench: Bench) -> None:
-    """Kernels of a prompt's pass and of generation; ways to compute a tree's attention."""
+    """Kernels of a pass and of generation; ways to compute a tree's attention."""
     llm = bench.llm(bench.network, max_new_tokens=min(8, bench.scale.n_new))
-    shape, notes = bench.scale.shape, bench.notes.setdefault("attention", {})
+    notes = bench.notes.setdefault("attention", {})
     asked: tuple[Decoding, ...] = ("first_token", "likelihood", "generate")
     for decoding in asked:
         ask = _asking(llm, decoding, min(8, bench.scale.n_users))
         notes[decoding] = kernels(ask, bench.device)
         print_line(f"  {decoding}: {notes[decoding]}")
+    _trees(bench, "tree")
+
+
+def flex(bench: Bench) -> None:
+    """FlexAttention on a tree, compiled."""
+    _trees(bench, "flex, tree", by_flex=True)
+
+
+def _trees(bench: Bench, name: str, **options: bool) -> None:
+    """Attention of trees of several sizes."""
+    shape, notes = bench.scale.shape, bench.notes.setdefault("attention", {})
     rate = bench.rates.matrix.get(str(torch.bfloat16), float("nan"))
     for width in bench.scale.trees:
-        notes[f"tree of {width}"] = attention_of(
-            width,
-            shape.n_heads,
-            shape.hidden // shape.n_heads,
-            bench.device,
-            torch.bfloat16,
-            rate,
-        )
-        print_line(f"  tree of {width}: {notes[f'tree of {width}']}")
+        key = f"{name} of {width}"
+        notes[key] = attention_of(
+            width, shape.n_heads, shape.hidden // shape.n_heads, bench.device, torch.bfloat16,
+            rate, **options,
+        )  # fmt: skip
+        print_line(f"  {key}: {notes[key]}")
 
 
 def _asking(llm: HuggingFaceLanguageModel, decoding: Decoding, n: int) -> Callable[[], object]:
@@ -312,5 +320,6 @@ PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
     "8bit": (45, quantised("8bit")),
     "adapter": (40, adapted(None)),
     "adapter on 4bit": (40, adapted("4bit")),
+    "flex": (20, flex),
 }
 """Parts by name, with the seconds each needs on an H200."""

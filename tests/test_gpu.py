@@ -2,7 +2,8 @@
 
 Every test runs on a CPU as well, as part of the normal suite, except where it is about a GPU's
 memory. Bounds: in float32 a log-probability may differ by 1e-3 between batches, and replies and
-rankings not at all; between float32 and bfloat16 by 0.5 (the tiny model's vary by 20).
+rankings not at all; between float32 and bfloat16 by 0.3 (the tiny model's vary by 25). A resumed
+fit ends with the weights of a whole one up to rounding, a fit of the same seeds with the very same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ GPU = (
 )
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 SAME = 1e-3
-HALF = 0.5
+HALF = 0.3
 
 
 @pytest.fixture(params=DEVICES)
@@ -113,7 +114,10 @@ def test_the_same_seeds_give_the_same_replies(llm_on, device, temperature):
 
 
 def test_weights_are_freed_by_close(tmp_path, device, llm_on):
-    llm_on(device).generate(["warm"])  # what a device's libraries keep for themselves
+    warm = llm_on(device)  # what a device's libraries keep for themselves
+    warm.generate(PROMPTS)
+    warm.score(PROMPTS, OPTIONS)
+    warm.close()
     llm = HuggingFaceLanguageModel(
         str(save_llm(tmp_path, width=256)), dtype="float32", device=device, max_new_tokens=4
     )
@@ -252,22 +256,22 @@ def test_fit_test_and_resume(tmp_path, device, llm_on, tiny_bert_folder, strateg
     resumed = policy(tiny_bert_folder)
     again, _ = run(device, tmp_path / "half", llm_on, max_epochs=2, **options)
     again.fit(resumed, users(), ckpt_path=tmp_path / "half" / "last.ckpt", weights_only=True)
-    assert_same_weights(resumed, whole)
+    assert_same_weights(resumed, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seeds_learn_the_same_weights(tmp_path, device, llm_on, tiny_bert_folder):
     first, second = policy(tiny_bert_folder), policy(tiny_bert_folder)
     for name, made in (("a", first), ("b", second)):
         run(device, tmp_path / name, llm_on, max_epochs=1)[0].fit(made, users())
-    assert_same_weights(first, second)
+    assert_same_weights(first, second, rtol=0, atol=0)
 
 
-def assert_same_weights(made: LightningModule, other: LightningModule):
+def assert_same_weights(made: LightningModule, other: LightningModule, **bounds: float):
     expected = {name: weight.cpu() for name, weight in other.state_dict().items()}
     found = {name: weight.cpu() for name, weight in made.state_dict().items()}
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(found[name], weight, **bounds, msg=name)
 
 
 @PEFT
