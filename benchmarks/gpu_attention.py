@@ -147,6 +147,8 @@ def attention_of(
         try:
             seconds = seconds_of(attend, device, n=3)
             apart = None if "causal" in name else float((attend() - expected).abs().max())
+        except TimeoutError:
+            raise
         except Exception as error:  # a kernel that this device or version has not
             found[name] = f"{type(error).__name__}: {first_line(error)}"
             continue

@@ -42,6 +42,9 @@ from rpp.ranker import Decoding, Ranker
 from rpp.types import LanguageModelError, Ranking
 
 PLAIN = "transformers' generate, one by one"
+REPEAT = 10.0
+"""Seconds after which a part that goes on past its time is stopped again."""
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lightning")
 
 
@@ -200,7 +203,7 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """End the block with an error after this time.
+    """End the block with an error after this time, and again where something catches it.
 
     Raises:
         TimeoutError: Then.
@@ -210,7 +213,7 @@ def limited(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"stopped after {seconds:.0f} s")
 
     former = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), REPEAT)
     try:
         yield
     finally:
