@@ -58,6 +58,7 @@ class Scale:
         n_grid_users: Users with all prompts of the grid.
         n_alone: Prompts one at a time.
         n_exact: Prompts compared with float32.
+        n_tuned: Instructions of a QLoRA step.
         batches: Batch sizes of transformers' ``generate``.
         n_new: Tokens of a reply.
         matrix: Side of the matrices multiplied for the limit.
@@ -69,14 +70,15 @@ class Scale:
     n_grid_users: int
     n_alone: int
     n_exact: int
+    n_tuned: int
     batches: tuple[int, ...]
     n_new: int
     matrix: int
     trees: tuple[int, ...]
 
 
-LARGE_SCALE = Scale(LLAMA2_7B, 128, 4, 3, 12, (16, 64, 128), 128, 8192, (512, 2048, 8192))
-SMALL_SCALE = Scale(SMALL, 4, 1, 1, 2, (2, 4), 8, 256, (64,))
+LARGE_SCALE = Scale(LLAMA2_7B, 128, 4, 3, 12, 4, (16, 64, 128), 128, 8192, (512, 2048, 8192))
+SMALL_SCALE = Scale(SMALL, 4, 1, 1, 2, 1, (2, 4), 8, 256, (64,))
 
 
 @dataclass

@@ -277,7 +277,7 @@ def qlora(bench: Bench) -> None:
     seen = frozenset(range(40))
     drawn = [
         draw_instruction(CATALOGUE[:40], CATALOGUE, seen, PATTERNS, np.random.default_rng(seed))
-        for seed in range(4)
+        for seed in range(bench.scale.n_tuned)
     ]
     encoded = [encode(llm, instruction, 1024) for instruction in drawn]
     adapter = [p for p in tuned.network.parameters() if p.requires_grad]
