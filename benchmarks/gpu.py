@@ -11,7 +11,8 @@ of the layers) at this device's measured bfloat16 rate. *x memory's time*: for g
 relative to reading weights, keys and values once for every token at the measured copying rate.
 *at once*: prompts in the largest batch, found from the free memory. *agrees*: share of rankings
 equal to those of the bfloat16 model; in the rows "vs float32", to float32, one prompt at a time;
-in the grid, to the same prompts with nothing shared.
+in the grid, to the same prompts with nothing shared. *memory GB*: peak, with all that is loaded; in
+the rows "vs float32" that is both models.
 """
 
 from __future__ import annotations

@@ -170,7 +170,10 @@ def exact(bench: Bench) -> None:
 
 
 def stored(bench: Bench) -> None:
-    """Save the weights, load them as a user's are loaded, and free them by ``close``."""
+    """Save the weights, load them as a user's are loaded, and free them by ``close``.
+
+    From here on models are loaded one at a time, so that their memory is their own.
+    """
     needed = 1.1 * weight_bytes(bench.network)
     if (free := shutil.disk_usage(bench.folder).free) < needed:
         raise OSError(f"the disk has {free / 1e9:.0f} GB free, and {needed / 1e9:.0f} are needed")
@@ -184,6 +187,8 @@ def stored(bench: Bench) -> None:
     llm.close()
     notes["GB left after close"] = _allocated(bench) - before
     print_line(f"  {notes}")
+    _save_adapter(bench)
+    del bench.network
 
 
 def _allocated(bench: Bench) -> float:
@@ -228,8 +233,7 @@ def adapted(quantization: Quantization | None) -> Callable[[Bench], None]:
     """A LoRA adapter: merged into bfloat16 weights, beside quantised ones."""
 
     def part(bench: Bench) -> None:
-        adapter = _save_adapter(bench)
-        llm = _loaded(bench, adapter=str(adapter), quantization=quantization)
+        llm = _loaded(bench, adapter=str(_adapter_folder(bench)), quantization=quantization)
         precision = f"{quantization or 'bfloat16'} + LoRA"
         n = bench.scale.n_users
         bench.measure("first_token", llm, "first_token", n, precision=precision)
@@ -239,25 +243,23 @@ def adapted(quantization: Quantization | None) -> Callable[[Bench], None]:
     return part
 
 
-def _save_adapter(bench: Bench) -> Path:
+def _adapter_folder(bench: Bench) -> Path:
+    return bench.folder.with_name("adapter")
+
+
+def _save_adapter(bench: Bench) -> None:
     """Save an adapter of random weights that change the model."""
     from peft import LoraConfig, get_peft_model
 
     from rpp.tuning.module import LINEAR
 
-    folder = bench.folder.with_name("adapter")
-    if folder.exists():
-        return folder
     torch.manual_seed(0)
     config = LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEAR), task_type="CAUSAL_LM")
     around: Any = get_peft_model(bench.network, config)
     for name, weight in around.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight.data, std=0.01)
-    around.save_pretrained(str(folder), save_embedding_layers=False)
-    around.unload()
-    bench.network.requires_grad_(False)
-    return folder
+    around.save_pretrained(str(_adapter_folder(bench)), save_embedding_layers=False)
 
 
 def qlora(bench: Bench) -> None:
