@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu_bench import (
-    COLUMNS,
     LARGE_SCALE,
     SMALL_SCALE,
     Bench,
@@ -42,6 +41,7 @@ from benchmarks.gpu_bench import (
     run_part,
     table_cells,
 )
+from benchmarks.gpu_measure import COLUMNS
 from benchmarks.gpu_models import save_files
 from benchmarks.gpu_parts import PARTS
 from rpp.llms.weights import resolve_device

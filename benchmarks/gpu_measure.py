@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rpp.llms import decoding
-from rpp.llms.plan import Batch
+from rpp.llms.plan import Batch, plan
 
 COLUMNS = (
     "way", "precision", "prompts", "tokens/prompt", "prompts/s", "tokens/s", "x plain generate",
@@ -93,7 +94,7 @@ class Watch:
     n_halved: int = 0
     seconds: float = 0.0
     memory: float = 0.0
-    _planned: Callable[..., list[Batch]] = field(default=decoding.plan, repr=False)
+    _planned: Callable[..., list[Batch]] = field(default=plan, repr=False)
 
     def plan(self, *args: Any, **options: Any) -> list[Batch]:
         """Plan as ever, and note the largest batch."""
@@ -152,7 +153,7 @@ def measure_rates(device: torch.device, size: int) -> Rates:
     rates = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        rates[str(dtype)] = 2 * size**3 / seconds_of(lambda a=a, b=b: a @ b, device)
+        rates[str(dtype)] = 2 * size**3 / seconds_of(partial(torch.matmul, a, b), device)
     source = torch.zeros(16 * size**2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = seconds_of(lambda: target.copy_(source), device)
@@ -161,7 +162,7 @@ def measure_rates(device: torch.device, size: int) -> Rates:
 
 def weight_bytes(network: PreTrainedModel) -> int:
     """Bytes of the weights that every generated token reads: all but the embeddings."""
-    parts = (network.get_decoder().layers, network.get_output_embeddings())  # type: ignore[union-attr]
+    parts = (network.get_decoder().layers, network.get_output_embeddings())
     return sum(p.numel() * p.itemsize for part in parts for p in part.parameters())
 
 

@@ -107,7 +107,8 @@ def make_network(
     torch.manual_seed(seed)
     with torch.device(device):
         network: PreTrainedModel = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
-    return network.eval().requires_grad_(False)
+    frozen: PreTrainedModel = network.eval().requires_grad_(False)
+    return frozen
 
 
 def save_tokenizer(folder: Path, vocabulary: int) -> None:
