@@ -31,7 +31,6 @@ from transformers import (  # noqa: E402
 from data_prep.prepare import CustomFiles, DataSettings, prepare  # noqa: E402
 from rpp import assets  # noqa: E402
 from rpp.llms.huggingface import HuggingFaceLanguageModel  # noqa: E402
-from rpp.llms.openai import OpenAILanguageModel  # noqa: E402
 from rpp.prompts.patterns import Patterns  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
@@ -236,6 +235,8 @@ def no_key(monkeypatch):
 @pytest.fixture
 def make_openai(server, no_key):
     """Make a language model behind the chat server."""
+    from rpp.llms.openai import OpenAILanguageModel  # the GPU tests do without the package
+
     made = []
 
     def make(**options):

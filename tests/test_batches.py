@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from rpp.llms.plan import plan
+from rpp.llms.tree import Tree
 from rpp.types import LanguageModelError
 
 
@@ -163,6 +164,20 @@ def test_of_several_gpus_the_fullest_counts(make_llm, monkeypatch):
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     assert llm._max_bytes() == 24
+
+
+def test_causal_attention_of_texts_is_that_of_their_mask(make_llm, monkeypatch):
+    llm = make_llm(share_prefixes=False)
+    letters = [LETTERS[:4]] * len(PROMPTS)
+
+    def answers():
+        return llm.generate(PROMPTS), llm.generate_permutation(PROMPTS, letters)
+
+    replies, scores = answers(), llm.score(PROMPTS, letters)
+    monkeypatch.setattr(Tree, "is_text", False)
+    assert answers() == replies
+    for row, other in zip(llm.score(PROMPTS, letters), scores, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
 
 
 def test_shared_beginnings_are_computed_once_and_change_nothing(make_llm, monkeypatch):

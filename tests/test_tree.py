@@ -43,6 +43,18 @@ def test_padding_is_seen_by_nothing(tree):
     assert torch.equal(visible, expected)
 
 
+def test_texts_that_do_not_branch_need_no_mask(tree):
+    texts = [Tree(), Tree()]
+    texts[0].add([7, 8, 9])
+    texts[0].add([7, 8])  # all of it is part of the first
+    texts[1].add([3])
+    batch = batch_trees(texts, pad=0, dtype=torch.float32)
+    assert batch.mask is None
+    assert batch.ids.tolist() == [[7, 8, 9], [3, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2]] * 2
+    assert batch_trees([*texts, tree], pad=0, dtype=torch.float32).mask is not None
+
+
 def test_common_length():
     assert common_length([1, 2, 3], [1, 2, 4, 5]) == 2
     assert common_length([1, 2], [1, 2, 4]) == 2

@@ -104,7 +104,7 @@ class Decoder:
         batch = batch_trees(trees, self.pad, self.dtype)
         hidden: Tensor = self.network.get_decoder()(
             input_ids=batch.ids.to(self.device),
-            attention_mask=batch.mask.to(self.device),
+            attention_mask=None if batch.mask is None else batch.mask.to(self.device),
             position_ids=batch.positions.to(self.device),
             past_key_values=cache,
             use_cache=cache is not None,
