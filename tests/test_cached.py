@@ -108,12 +108,29 @@ def test_a_model_that_waits_for_somebody_else_is_asked_by_threads():
     assert sorted(llm.model.batches) == [[p] for p in prompts]
 
 
-def test_other_errors_are_not_swallowed():
+def test_an_error_in_a_model_of_the_users_own_names_class_contract_and_line():
+    class Own(LanguageModel):
+        fingerprint = "own"
+
+        def __init__(self):
+            """Without that of the base class, which once ended in a traceback of ours."""
+
+        def generate(self, prompts):
+            raise KeyError("choices")
+
+    llm = CachedLanguageModel(Own(), ReplyCache(None))
+    with pytest.raises(InputError, match=r"Own\.generate raised KeyError: 'choices' \(.*test_cached") as e:
+        llm.generate(["a"])
+    assert "raise a LanguageModelError where a call has failed" in str(e.value)
+    assert llm.meter.tokens == Usage()
+
+
+def test_an_error_in_a_model_of_ours_is_not_swallowed():
     def broken(prompt):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        CachedLanguageModel(Recorder(broken), ReplyCache(None)).generate(["a"])
+        CachedLanguageModel(ScriptedLanguageModel(broken), ReplyCache(None)).generate(["a"])
 
 
 def test_prompts_that_begin_alike_are_sent_together():
