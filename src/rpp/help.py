@@ -11,7 +11,7 @@ from pydoc import locate
 from jsonargparse import ArgumentParser
 
 SHORT = """\
-python train.py {fit,validate,test,predict} --config conf/rpp.yaml [--config OVERLAY] [--OPTION VALUE]
+python train.py SUBCOMMAND --config conf/rpp.yaml [--config OVERLAY ...] [--OPTION VALUE ...]
 
   fit       train the policy: checkpoints/NAME, logs/NAME
   validate  score the checkpoint on the validation users
@@ -84,9 +84,7 @@ def _options_of(class_path: str) -> list[str]:
     return list(parser.get_defaults().keys())
 
 
-def _mistyped(
-    option: str, known: Iterable[str], arguments: Sequence[str], group: str = ""
-) -> str:
+def _mistyped(option: str, known: Iterable[str], arguments: Sequence[str], group: str = "") -> str:
     """What an unknown option may have meant, and the line of the file that has it."""
     known = list(known)
     heads = {name.split(".")[0] for name in known}

@@ -41,7 +41,9 @@ def _fault(error: yaml.MarkedYAMLError) -> str:
     line = f", line {mark.line + 1}" if mark else ""
     if r"'\t'" in str(error.problem):
         return f"{line}: not valid YAML (a tab stands before the text): indent with spaces"
-    opened = re.fullmatch(r"while (?:parsing|scanning) a (flow \w+|quoted scalar)", error.context or "")
+    opened = re.fullmatch(
+        r"while (?:parsing|scanning) a (flow \w+|quoted scalar)", error.context or ""
+    )
     if opened and error.context_mark:
         sign = {"flow mapping": "brace {", "flow sequence": "bracket ["}.get(opened[1], "quote")
         return (

@@ -88,7 +88,9 @@ class PromptLearner(PromptPolicy[C]):
         if n_known:
             options = EPOCH_MEAN | {"batch_size": int(n_known)}
             self.log("train/reward", total / n_known, prog_bar=True, **options)
-            self.log(f"train_reward_by_step/{transition.number + 1:02d}", total / n_known, **options)
+            self.log(
+                f"train_reward_by_step/{transition.number + 1:02d}", total / n_known, **options
+            )
 
     @torch.no_grad()
     def on_train_start(self) -> None:

@@ -110,7 +110,6 @@ class Contract:
             f" LanguageModelError in its place, and returned {reprlib.repr(found)}"
         )
 
-
     def _name(self, model: LanguageModel) -> str:
         kind = type(model)
         return f"{kind.__module__}.{kind.__qualname__}.{self.method}"
