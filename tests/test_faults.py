@@ -63,10 +63,11 @@ def fail(fault, where, at, monkeypatch):
         done = subprocess.run([sys.executable, script, where, str(at), *line], check=False)
         assert done.returncode == -signal.SIGKILL
         return
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched:
         if where == "writing":
             patched.setattr(TorchCheckpointIO, "save_checkpoint", spoiled_writing(fault, at))
-        run(line)
+        with pytest.raises(SystemExit):
+            run(line)
 
 
 @pytest.mark.parametrize(

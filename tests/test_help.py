@@ -46,12 +46,12 @@ def test_every_option_of_the_short_help_exists(here, capsys):
         ({"modl": {"a": 1}}, "modl.a (own.yaml, line 1): did you mean model?"),
         ({"environment": {"decodng": "x"}}, "environment.decodng (own.yaml, line 2): did you mean"
          " environment.decoding?"),
-        ({"data": {"init_args": {"custom": {"title": "x"}}}}, "data.custom.title (own.yaml, line 4):"
-         " did you mean data.custom.titles?"),
+        ({"data": {"init_args": {"custom": {"title": "x"}}}}, "data.custom.title (own.yaml, line"
+         " 4): did you mean data.custom.titles?"),
         ("--model.n_stps 3", "model.n_stps: did you mean model.n_steps?"),
         ("--nme x", "nme: did you mean name?"),
         ("--trainer.max_epchs 3", "trainer.max_epchs: did you mean trainer.max_epochs?"),
-        ("--environment.llm.replie x", "environment.llm.replie: did you mean environment.llm.reply?"),
+        ("--environment.llm.repl_ x", "environment.llm.repl_: did you mean environment.llm.reply?"),
         ("--qqqq 1", "qqqq: see --help"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +304,7 @@ def load_patterns(
     return patterns.with_lengths(history_lengths)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_of_lengths(path: Path, own: tuple[int, ...], given: tuple[int, ...]) -> None:
     """Say once that the configuration overrules a file's history lengths."""
     log.warning(
