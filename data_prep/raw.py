@@ -70,7 +70,11 @@ def read_raw(settings: DataSettings, console: Console) -> RawData:
     interactions = table(source.interactions)
     n_users, n_items = (len(distinct(interactions[key])) for key in IDS)
     counts = Counts(n_users, n_items, len(interactions))
-    titles = _clean_titles(table(source.titles), shorten=source.years and not settings.years)
+    titles = _clean_titles(
+        table(source.titles),
+        shorten=source.years and not settings.years,
+        fronts=settings.custom is None or settings.custom.articles == "front",
+    )
     without_tag_time = 0
     if order == "tag_time":
         remedy = (
@@ -138,10 +142,11 @@ def _first_present(
     raise InputError(f"{folder} holds neither {names} (plain or .gz){remedy}")
 
 
-def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
+def _clean_titles(titles: pl.DataFrame, *, shorten: bool, fronts: bool) -> pl.DataFrame:
     """One line per title, entities resolved, the year appended where it stands apart.
 
-    An article after a comma moves to the front: ``Matrix, The (1999)`` is ``The Matrix (1999)``.
+    With ``fronts`` an article after a comma moves to the front: ``Matrix, The (1999)`` is ``The
+    Matrix (1999)``.
     With ``shorten`` the year goes, except where two titles would then be the same.
     """
     title = pl.col("title").str.replace_all(r"\s+", " ").str.strip_chars()
@@ -153,7 +158,7 @@ def _clean_titles(titles: pl.DataFrame, *, shorten: bool) -> pl.DataFrame:
     return (
         titles.lazy()
         .with_columns(title=pl.Series(plain, dtype=pl.String))
-        .select("item_id", title=title.str.replace(article, "$2 $1$3"))
+        .select("item_id", title=title.str.replace(article, "$2 $1$3") if fronts else title)
         .filter(pl.col("title") != "")
         .unique("item_id", keep="first", maintain_order=True)
         .with_columns(short=pl.col("title").str.replace(r" \(\d{4}\)$", ""))

@@ -90,6 +90,8 @@ class CustomFiles:
         timestamp_format: How dates are written in the column of times, such as ``%m/%d/%Y`` or
             ``%d.%m.%Y %H:%M`` (as in strftime); numbers and dates that begin with year, month and
             day need none.
+        articles: ``front``: a title ``Dogs, A`` becomes ``A Dogs``, as in lists of films. ``keep``:
+            it stays.
     """
 
     interactions: str
@@ -102,9 +104,12 @@ class CustomFiles:
     separator: str = ","
     encoding: str = "utf-8"
     timestamp_format: str | None = None
+    articles: Literal["front", "keep"] = "front"
 
     def __post_init__(self) -> None:
-        """Refuse a separator or an encoding that cannot be one."""
+        """Refuse a separator, an encoding or a place of articles that cannot be one."""
+        if self.articles not in ("front", "keep"):
+            raise InputError(f"custom: articles is {self.articles!r}: choose front or keep")
         if not self.separator or set(self.separator) & set('"\r\n'):
             raise InputError(f"custom: {self.separator!r} cannot separate the fields of a line")
         try:

@@ -138,10 +138,11 @@ def assign_roles(
     """
     eligible = np.flatnonzero(sequences.lengths >= MIN_LENGTH).tolist()
     if sum(n_users.values()) > len(eligible):
-        wanted = " + ".join(f"{number} {split}" for split, number in n_users.items())
+        wanted = ", ".join(f"n_{split}_users {number}" for split, number in n_users.items())
         raise InputError(
-            f"{wanted} users were asked for, but only {len(eligible)} users have at least"
-            f" {MIN_LENGTH} interactions: ask for fewer users or lower min_interactions"
+            f"{sum(n_users.values())} users were asked for ({wanted}), but {len(eligible)} are left"
+            f" that have at least {MIN_LENGTH} interactions, after data.min_interactions: lower the"
+            " numbers of users"
         )
     order = permutation(eligible, sequences.user_ids, seed)
     n_train, n_seen = n_users["train"], n_users["train"] + n_users["validation"]

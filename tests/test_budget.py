@@ -73,7 +73,7 @@ def test_a_fit_that_a_budget_ends_goes_on_as_if_nothing_had_been(tmp_path, count
     assert counters[-1].counters.calls == needed - 4
     said = capsys.readouterr().out
     assert f"Budget: at most {needed - 4} calls" in said
-    assert "the same command with --ckpt_path last comes back to here" in said
+    assert "the same command with --ckpt_path last goes on from the last whole epoch" in said
     _, again, run = play(tmp_path)
     run.fit(again, datamodule=users, ckpt_path=tmp_path / "last.ckpt")
     assert run.current_epoch == 2
@@ -91,7 +91,7 @@ def test_a_budget_spent_before_anything_was_learnt_leaves_a_former_checkpoint_al
     with pytest.raises(LanguageModelStop):
         run.fit(rpp, datamodule=MadeUpUsers(**USERS))
     assert (tmp_path / "last.ckpt").read_bytes() == b"former"
-    assert "the same command comes back to here" in capsys.readouterr().out
+    assert "the same command goes on from the beginning" in capsys.readouterr().out
 
 
 def test_max_calls_ends_a_test_with_the_table_so_far(tmp_path):
@@ -161,6 +161,10 @@ def test_budget_in_words_by_hand():
     )
     assert budget(None, before, after, 8.0, None) == (
         "Budget: calls without limit, each about 200 prompt and 10 reply tokens, 2.00 s."
+    )
+    uncounted = Counters(calls=6)  # by a model of the user's own: once "about 0 tokens"
+    assert "calls, an unknown number of tokens and 0:33:20 hours" in budget(
+        1000, Counters(calls=2), uncounted, 8.0, None
     )
     known = Counters(calls=2, cache_hits=9)
     assert budget(1000, before, known, 0.1, None) == (

@@ -10,7 +10,7 @@ import pytest
 from contracts import LanguageModelContract
 from helpers import Recorder
 
-from rpp.llms.base import ScriptedLanguageModel
+from rpp.llms.base import LanguageModel, ScriptedLanguageModel, Usage
 from rpp.llms.cache import ReplyCache
 from rpp.llms.cached import CHUNK, CachedLanguageModel, Meter
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
@@ -108,12 +108,29 @@ def test_a_model_that_waits_for_somebody_else_is_asked_by_threads():
     assert sorted(llm.model.batches) == [[p] for p in prompts]
 
 
-def test_other_errors_are_not_swallowed():
+def test_an_error_in_a_model_of_the_users_own_names_class_contract_and_line():
+    class Own(LanguageModel):
+        fingerprint = "own"
+
+        def __init__(self):
+            """Without that of the base class, which once ended in a traceback of ours."""
+
+        def generate(self, prompts):
+            raise KeyError("choices")
+
+    llm = CachedLanguageModel(Own(), ReplyCache(None))
+    told = r"Own\.generate raised KeyError: 'choices' \(.*test_cached\.py, line \d+\): mend it, or"
+    with pytest.raises(InputError, match=told):
+        llm.generate(["a"])
+    assert llm.meter.tokens == Usage()
+
+
+def test_an_error_in_a_model_of_ours_is_not_swallowed():
     def broken(prompt):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        CachedLanguageModel(Recorder(broken), ReplyCache(None)).generate(["a"])
+        CachedLanguageModel(ScriptedLanguageModel(broken), ReplyCache(None)).generate(["a"])
 
 
 def test_prompts_that_begin_alike_are_sent_together():

@@ -3,8 +3,11 @@
 import sys
 
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from patterns_setup import MINIMAL, load
 from pipeline import MadeUpUsers, environment, module, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rpp import charts
 from rpp.callbacks.prompt_log import PromptLog
@@ -32,11 +35,25 @@ def test_a_run_is_drawn_from_its_tensorboard_files(tmp_path, monkeypatch):
     assert chance.get_ydata()[0] == pytest.approx(0.454, abs=5e-4)
     assert len(by_step.lines[0].get_ydata()) == 2
     assert len(entropy.lines) == 4
+    tags = EventAccumulator(str(tmp_path / "run/version_0")).Reload().Tags()["scalars"]
+    for group, n in (("train_reward_by_step", 2), ("val_ndcg_by_step", 2), ("actions_role", 3)):
+        numbers = sorted(int(t.split("/")[1]) for t in tags if t.startswith(f"{group}/"))
+        assert numbers == list(range(1, n + 1)), group  # from 1, as in patterns and charts
     picture = tmp_path / "picture.png"
     monkeypatch.setattr(sys, "argv", ["charts", str(tmp_path / "run/version_0"), str(picture)])
     charts.main()
     assert picture.stat().st_size > 10_000
     run.test(model, users, verbose=False)
+
+
+def test_a_pie_names_its_sentences(tmp_path):
+    """Labels once said "reasoning 2", which nobody can look up."""
+    long = "Think of what the user has seen most often, then of what is new to them."
+    patterns = load(tmp_path, MINIMAL.replace("Rank all {n_candidates}.", long))
+    figure = charts.user_distribution(torch.tensor([[1, 0, 1, 0]]), [4], patterns)
+    labels = [" ".join(t.get_text().split()) for axis in figure.axes for t in axis.texts]
+    assert {"no role", "4 items", "Write titles."} <= set(labels)
+    assert "Think of what the user has seen most often, then of what …" in labels
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -20,6 +20,7 @@ from polars.testing import assert_frame_equal
 from raw_files import games
 
 from data_prep.prepare import DataSettings, prepare
+from rpp.baselines.popularity import Popularity
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.comparison import Comparison
@@ -154,6 +155,23 @@ def test_what_is_no_comparison_is_refused():
     ):
         with pytest.raises(InputError, match=sentence):
             Comparison(**options)
+
+
+@pytest.mark.parametrize(
+    ("only", "reference"),
+    [
+        (["random policy", "best of 8 static"], "best of 8 static"),
+        (["random policy", "Pop"], "random policy"),
+        (["Pop"], "Pop"),
+        (["random policy", "manual prompt"], "manual prompt"),
+    ],
+)
+def test_a_few_methods_are_compared_with_one_that_is_there(capsys, only, reference):
+    """``only`` once failed for want of the reference."""
+    methods = [RandomPolicy(), Manual(), Enumeration(8), Enumeration(64)]
+    made = Comparison(recommenders=[Popularity()], methods=methods, only=only)
+    assert made.reference == reference
+    assert f"Differences are to {reference}: best of 64" in capsys.readouterr().err
 
 
 def test_profiles_that_the_data_do_not_know_are_refused(users, tmp_path):

@@ -102,6 +102,9 @@ def test_title_forms(tmp_path, raw, expected):
     files = replace(files, titles=str(tmp_path / "things.parquet"))
     prepare(settings("custom", None, custom=files), tmp_path / "out", QUIET)
     assert load_titles(tmp_path / "out")[0] == expected
+    kept = replace(files, articles="keep")
+    prepare(settings("custom", None, custom=kept), tmp_path / "kept", QUIET)
+    assert load_titles(tmp_path / "kept")[0] == " ".join(raw.split())
 
 
 def test_without_years_one_stays_where_it_tells_films_apart(tmp_path):

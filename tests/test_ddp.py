@@ -177,9 +177,9 @@ def test_every_training_user_plays_once_an_epoch_in_the_batch_of_one_process(one
     parts = [read(two / f"fit_{rank}.json")["played"] for rank in range(2)]
     assert len(whole) == N_EPOCHS
     for epoch in range(N_EPOCHS):
-        turns = [first + second for first, second in zip(*(p[epoch] for p in parts), strict=True)]
-        assert turns == whole[epoch]
-        assert sorted(user for step in turns[::3] for user in step) == list(range(11))
+        steps = [first + second for first, second in zip(*(p[epoch] for p in parts), strict=True)]
+        assert steps == whole[epoch]
+        assert sorted(user for step in steps[::3] for user in step) == list(range(11))
 
 
 @pytest.mark.parametrize("learner", [".", "ppo", "logged"])

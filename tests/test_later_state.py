@@ -66,13 +66,13 @@ def planted(users, reasoning):
     return reply
 
 
-def probability_of_right_sentence(tmp_path, kind, patterns, n_rounds, seed, **options):
+def probability_of_right_sentence(tmp_path, kind, patterns, n_epochs, seed, **options):
     """Of users the agents have not met, in their second state."""
     users = MadeUpUsers(n_train=200, n_validation=200, n_test=1, seed=seed)
     model = kind(patterns=patterns, n_steps=2, policy_seed=seed, n_static_prompts=1, **options)
     model.encoder = HashEncoder()
     env = environment(planted(users, model.patterns.reasoning))
-    run = trainer(tmp_path, env, max_epochs=n_rounds, limit_val_batches=0)
+    run = trainer(tmp_path, env, max_epochs=n_epochs, limit_val_batches=0)
     run.fit(model, users)
     env.setup(run, model, "validate")
     episodes = users.episodes("validation")

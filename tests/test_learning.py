@@ -50,11 +50,11 @@ def probability_of_best(model, users, best_of):
     return float(torch.stack([probs[k, best_of(e.user)] for k, e in enumerate(episodes)]).mean())
 
 
-def learn(tmp_path, users, best_of, n_rounds, seed):
+def learn(tmp_path, users, best_of, n_epochs, seed):
     model = module(n_steps=1, policy_seed=seed)
     env = environment(planted(users, best_of))
     # every round is one step of 200 users
-    trainer(tmp_path, env, max_epochs=n_rounds, limit_val_batches=0).fit(model, users)
+    trainer(tmp_path, env, max_epochs=n_epochs, limit_val_batches=0).fit(model, users)
     return probability_of_best(model, users, best_of)
 
 

@@ -65,7 +65,19 @@ def test_fingerprint_knows_wording_and_order(patterns, tmp_path):
         ("identifiers:", "identifier:", "unknown key 'identifier': did you mean 'identifiers'?"),
         ("role:", "zzz:", "unknown key 'zzz': known are history_heading"),
         ('history_heading: "Seen:"\n', "", "missing key 'history_heading'"),
-        ('\n    identifiers: "Write letters."', "", "missing key 'identifiers'"),
+        ('\n    identifiers: "Write letters."', "", "in format: missing key 'identifiers'"),
+        (
+            '"Rank all {n_candidates}."',
+            '"Rank them."',
+            "options 1 and 2 of the pattern 'reasoning'",
+        ),
+        ("[0, 1, 2]", "[0, 1, 0]", "options 1 and 3 of the pattern 'history' are the same (0)"),
+        ("Rank all {n_candidates}.", "Rank all {n_candidates.", "a brace without its partner in"),
+        (
+            "You know films.",
+            "You know} films.",
+            "a brace without its partner in 'You know} films.'",
+        ),
         ('["Rank them.", "Rank all {n_candidates}."]', "[]", "pattern 'reasoning' has no sentence"),
         ('["You know films.", ""]', "", "pattern 'role' has no sentence"),
         ("{n_candidates}:", "{n_items}:", "unknown placeholder {n_items} in"),
@@ -188,3 +200,13 @@ def test_history_lengths_of_ones_own_take_the_place_of_the_files():
     for wrong in ([], [0]):
         with pytest.raises(InputError, match="history"):
             patterns.with_lengths(wrong)
+
+
+def test_history_lengths_of_a_file_that_are_overruled_are_told_once(tmp_path, caplog):
+    """``conf/rpp.yaml`` once overruled them without a word."""
+    load(tmp_path, MINIMAL.replace("increments: [0, 1, 2]", "lengths: [2, 6]"))
+    for lengths in ([2, 6], [1, 4], [1, 4], None):
+        load_patterns(tmp_path / "mine.yaml", history_lengths=lengths)
+    (said,) = caplog.messages
+    assert "mine.yaml: its history lengths [2, 6] are overruled" in said
+    assert "model.history_lengths [1, 4]: set that to null" in said

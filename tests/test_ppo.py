@@ -166,11 +166,11 @@ def test_a_failed_call_teaches_nothing_and_spoils_nothing(tmp_path):
 # What is planted is found, what is not there is not
 
 
-def learnt(tmp_path, users, reply, n_rounds, **options):
+def learnt(tmp_path, users, reply, n_epochs, **options):
     """Policy of every training user in their first state, ``(B, H, A)``."""
     model = module(n_steps=1, n_static_prompts=1, **options)
     # every round is one batch of 200 users
-    run = trainer(tmp_path, environment(reply), max_epochs=n_rounds, limit_val_batches=0)
+    run = trainer(tmp_path, environment(reply), max_epochs=n_epochs, limit_val_batches=0)
     run.fit(model, users)
     state = model.first_state(users.episodes("train"))
     return model.agents.log_probs(state).exp().detach()

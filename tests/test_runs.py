@@ -180,6 +180,39 @@ def test_weights_of_other_sizes_and_fewer_epochs_are_one_sentence(here, capsys):
         assert sentence in capsys.readouterr().err
 
 
+def test_the_checkpoint_of_the_fit_before_is_named(tmp_path, monkeypatch):
+    """A fit that was stopped early once left it, and predict did not tell of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints/mine").mkdir(parents=True)
+    Path("checkpoints/mine/best.previous.ckpt").touch()
+    with pytest.raises(InputError, match=r"or name checkpoints/mine/best\.previous\.ckpt, that of"):
+        resolve_checkpoint("predict", None, "mine")
+
+
+@pytest.mark.parametrize(
+    ("n_epochs", "options", "sentence"),
+    [
+        (0, (), "Every answer is kept: the same command comes back to here"),
+        (1, (), "Every answer is kept: the same command with --ckpt_path last comes"),
+        (1, ("--environment.cache_dir", "null"), "with --ckpt_path last goes on from the last"),
+    ],
+)
+def test_an_interrupted_fit_tells_how_to_go_on(
+    here, capsys, monkeypatch, n_epochs, options, sentence
+):
+    def interrupt(self, batch, batch_idx):
+        if self.trainer.current_epoch == n_epochs:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    step = RPP.training_step
+    monkeypatch.setattr(RPP, "training_step", interrupt)
+    cached = ("--environment.cache_dir", "replies")
+    with pytest.raises(SystemExit):
+        run(command("fit", *cached, *options))
+    assert sentence in capsys.readouterr().out
+
+
 def test_a_closed_pipe_or_a_terminal_without_the_sign_ends_nothing():
     class Closed(io.StringIO):
         def write(self, text):

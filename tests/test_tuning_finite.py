@@ -8,28 +8,13 @@ import pytest
 import torch
 from helpers import PEFT
 from pipeline import trainer
+from tuning_setup import data as data
 
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.tuning.datamodule import InstructionDataModule
 from rpp.tuning.module import RankingAdapter
 from rpp.types import InputError
 
 pytestmark = PEFT
-
-
-@pytest.fixture
-def data(make_prepared, custom_csv):
-    return InstructionDataModule(
-        name="custom",
-        data_dir=str(make_prepared(40, 20, 20).folder.parent),
-        n_train_users=40,
-        n_validation_users=20,
-        n_test_users=20,
-        custom=custom_csv.files,
-        batch_size=8,
-        n_items=12,
-        max_history=6,
-    )
 
 
 class Breaking(RankingAdapter):

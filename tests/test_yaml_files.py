@@ -51,6 +51,10 @@ def test_anchors_and_merge_keys_work(tmp_path):
         (b"a: \x01", r"mine\.yaml: not valid YAML"),
         (b"a: 2024-13-45", r"mine\.yaml: not valid YAML: month must be"),
         (b"a: &a [*a, *b]", r"mine\.yaml, line 1: not valid YAML"),
+        (b"a:\n\tb: 1\n", r"mine\.yaml, line 2: .*a tab .*: indent with spaces"),
+        (b"a: {b: 1\nc: 2\n", r"mine\.yaml, line 2: .* close the brace { of line 1"),
+        (b"a: 1\nb: [1\nc: 2\n", r"mine\.yaml, line 3: .* close the bracket \[ of line 2"),
+        (b'a: "x\nb: 1\n', r"mine\.yaml, line 3: .* close the quote of line 1"),
     ],
 )
 def test_what_is_no_yaml_is_named(tmp_path, content, message):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         patterns: The options.
     """
     names = patterns.names
-    figure = Figure(figsize=(3 * len(names), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
         if name == "history":
@@ -48,6 +49,7 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         axis.pie(
             counts.tolist(),
             labels=labels,
+            textprops={"fontsize": "small"},
             autopct=lambda share: f"{share:.0f} %" if share >= 4 else "",
         )
         axis.set_title(f"{name}: users by option")
@@ -55,7 +57,9 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
 
 
 def _label(patterns: Patterns, name: str, action: int) -> str:
-    return patterns.describe(name, action) if name == "profile" else f"{name} {action + 1}"
+    """One option in words, shortened, in lines that fit beside a pie."""
+    words = patterns.describe(name, action) or f"no {name}"
+    return fill(shorten(words, 60, placeholder=" …"), 22)
 
 
 def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:

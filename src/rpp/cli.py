@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -21,13 +22,19 @@ from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from transformers.utils.logging import disable_progress_bar
 
+from rpp import help as usage
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.learners.base import PromptLearner
 from rpp.runs import WholeCheckpoints, check_trainer, only_fit, resolve_checkpoint
-from rpp.terminal import SafeStream
+from rpp.terminal import SafeStream, log_progress
 from rpp.types import InputError, LanguageModelError
 from rpp.yaml_files import read_yaml
 
@@ -41,6 +48,20 @@ class CLI(LightningCLI):
             "--name", type=str, default="rpp", help="Names the run's logs, checkpoints and results."
         )
         parser.add_lightning_class_args(RewardEnvironment, "environment")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line.
+
+        Raises:
+            InputError: What the parser refuses, in one sentence.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            given = args if isinstance(args, list) else sys.argv[1:]
+            known = self._subcommand_parsers.get(next(iter(given), ""), parser).get_defaults()
+            sentence = usage.explained(str(error), known.keys(), given)
+            raise InputError(str(_mistake(error) or sentence)) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Show progress by tqdm, which the ranker's own bar can stand below."""
@@ -99,6 +120,15 @@ class CLI(LightningCLI):
         config["ckpt_path"] = None if path is None else str(path)
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration to the folder of the logs; nowhere without one."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once, if something is logged."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
 def main(args: ArgsType = None) -> LightningCLI:
     """Run one subcommand; ``args`` replaces the command line in tests."""
     _quieten()
@@ -110,8 +140,9 @@ def main(args: ArgsType = None) -> LightningCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         args=args,
     )
 
@@ -139,12 +170,23 @@ def check_yaml(arguments: Sequence[str]) -> None:
 
 
 def run(args: list[str] | None = None) -> LightningCLI:
-    """Run the command line; what the user can mend becomes one sentence and exit code 2."""
+    """Run the command line; what the user can mend becomes one sentence and exit code 2.
+
+    ``--help`` prints the options most runs use.
+    """
     if args is None:  # a sweep and tests keep their own streams
         sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+        sys.argv = ["--help" if word == usage.ALL else word for word in sys.argv]
+    given = sys.argv[1:] if args is None else args
+    if usage.asks_help(given):
+        print(usage.SHORT)  # noqa: T201
+        raise SystemExit(0)
     try:
-        check_yaml(sys.argv[1:] if args is None else args)
+        check_yaml(given)
         return main(args)
+    except KeyboardInterrupt:
+        log_progress("Stopped before anything was trained or tested: run the same command again")
+        raise SystemExit(130) from None
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

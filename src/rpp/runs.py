@@ -96,9 +96,11 @@ def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | 
     asked = given or "best"
     path = Path(CHECKPOINTS, name, f"{asked}.ckpt") if asked in ("best", "last") else Path(asked)
     if not path.is_file():
+        former = path.with_suffix(".previous.ckpt")
+        named = f"{former}, that of the fit before," if former.is_file() else "one"
         raise InputError(
             f"there is no checkpoint {path}: run `python train.py fit` with the same --config"
-            " first, or name one with --ckpt_path"
+            f" first, or name {named} with --ckpt_path"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,27 @@ def read_yaml(path: Path) -> Any:
             _check_keys(node, path, set())
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}{line}: not valid YAML ({error.problem}): quote sentences with : or #"
-        ) from None
+        raise InputError(f"{path}{_fault(error)}") from None
     except (yaml.YAMLError, ValueError) as error:  # a character or a date that cannot be
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _fault(error: yaml.MarkedYAMLError) -> str:
+    """Line, fault and remedy of what the parser refuses."""
+    mark = error.problem_mark or error.context_mark
+    line = f", line {mark.line + 1}" if mark else ""
+    if r"'\t'" in str(error.problem):
+        return f"{line}: not valid YAML (a tab stands before the text): indent with spaces"
+    opened = re.fullmatch(
+        r"while (?:parsing|scanning) a (flow \w+|quoted scalar)", error.context or ""
+    )
+    if opened and error.context_mark:
+        sign = {"flow mapping": "brace {", "flow sequence": "bracket ["}.get(opened[1], "quote")
+        return (
+            f"{line}: not valid YAML ({error.problem}): close the {sign} of line"
+            f" {error.context_mark.line + 1}, and quote sentences with : or #"
+        )
+    return f"{line}: not valid YAML ({error.problem}): quote sentences with : or #"
 
 
 def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:

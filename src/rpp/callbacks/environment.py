@@ -216,19 +216,25 @@ class RewardEnvironment(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Print how to continue a fit ended by a budget: from the last epoch, with cached replies.
-
-        A checkpoint within an epoch would make the next fit play its first users again.
-        """
-        fitting = trainer.state.fn == "fit" and trainer.is_global_zero
-        if fitting and isinstance(exception, LanguageModelStop):
-            last = " with --ckpt_path last" if trainer.current_epoch else ""
-            print_result(
-                f"Every answer is kept: the same command{last} comes back to here without asking"
-            )
+        """Print how to continue what a budget or the user has stopped."""
+        stopped = isinstance(exception, LanguageModelStop | KeyboardInterrupt)
+        if stopped and trainer.is_global_zero:
+            print_result(self._how_to_continue(trainer))
         if self.ranker is not None:  # teardown is not called; the module still reads the counters
             self.ranker.llm.close()
             self.ranker = None
+
+    def _how_to_continue(self, trainer: Trainer) -> str:
+        """From the last epoch, with cached replies.
+
+        A checkpoint within an epoch would make the next fit play its first users again.
+        """
+        fitting = trainer.state.fn == "fit" and trainer.current_epoch > 0
+        command = f"the same command{' with --ckpt_path last' if fitting else ''}"
+        if self.cache_dir is None:
+            where = "from the last whole epoch" if fitting else "from the beginning"
+            return f"No answer is kept without environment.cache_dir: {command} goes on {where}"
+        return f"Every answer is kept: {command} comes back to here without asking"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Free the language model and close the cache."""
@@ -260,15 +266,21 @@ def budget(
         return f"{text}; the first {after.cache_hits - before.cache_hits} prompts are in the cache."
     tokens = after.prompt_tokens - before.prompt_tokens, after.reply_tokens - before.reply_tokens
     if limits:
-        read, written = (f"{min(limits) * n / fresh:,.0f}" for n in tokens)
         hours = timedelta(seconds=round(min(limits) * seconds / fresh))
         price = priced(min(limits) * (after.cost - before.cost) / fresh)
         return (
-            f"{text}, about {read} prompt and {written} reply tokens and {hours} hours{price} by"
+            f"{text}, {_in_words(tokens, min(limits) / fresh)} and {hours} hours{price} by"
             f" the first {fresh}; what the cache knows is free."
         )
-    read, written = (f"{n / fresh:,.0f}" for n in tokens)
-    return f"{text}, each about {read} prompt and {written} reply tokens, {seconds / fresh:.2f} s."
+    return f"{text}, each {_in_words(tokens, 1 / fresh)}, {seconds / fresh:.2f} s."
+
+
+def _in_words(tokens: tuple[int, int], scale: float) -> str:
+    """Prompt and reply tokens, scaled; a model of the user's own need not count them."""
+    if not any(tokens):
+        return "an unknown number of tokens"
+    read, written = (f"{n * scale:,.0f}" for n in tokens)
+    return f"about {read} prompt and {written} reply tokens"
 
 
 def all_counters(ranker: Ranker) -> Counters:

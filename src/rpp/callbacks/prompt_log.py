@@ -15,7 +15,7 @@ from rpp.prompts.refine import table
 
 
 class PromptLog(Callback):
-    """Logs action distributions, sample prompts and replies to TensorBoard.
+    """Logs action distributions, sample prompts and replies to TensorBoard; all count from 1.
 
     Args:
         n_samples: Prompts and replies logged after every epoch.
@@ -39,14 +39,14 @@ class PromptLog(Callback):
         board = _tensorboard(trainer)
         if board is None:
             return
-        epoch, patterns = trainer.current_epoch, pl_module.patterns
+        epoch, patterns = trainer.current_epoch + 1, pl_module.patterns
         for k, (name, n) in enumerate(zip(patterns.names, patterns.n_actions, strict=True)):
             shares = torch.bincount(actions[:, k], minlength=n).double() / len(actions)
-            for action, share in enumerate(shares.tolist()):
-                board.add_scalar(f"actions_{name}/{action}", share, epoch)
+            for option, share in enumerate(shares.tolist(), 1):
+                board.add_scalar(f"actions_{name}/{option}", share, epoch)
         last = pl_module.train_steps[-1]
         asked = zip(last.episodes, last.prompts, last.rankings, strict=True)
-        for k, (episode, prompt, ranking) in enumerate([*asked][: self.n_samples]):
+        for k, (episode, prompt, ranking) in enumerate([*asked][: self.n_samples], 1):
             board.add_text(
                 f"samples/{k}",
                 f"prompt\n```\n{prompt.text}\n```\nreply"

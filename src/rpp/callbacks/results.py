@@ -182,7 +182,7 @@ def _record(
             name: metric(found.named_ranks).nanmean().item() for name, metric in METRICS.items()
         },
         "permuted_prompts": found.n_permuted,
-        "static_prompt": asdict(learner.static),
+        "static_prompt": _static_prompt(learner),
         "target_position": positions[1:].tolist(),
         "replies": dict(found.replies),
         "counters": counters.as_dict(),
@@ -196,6 +196,13 @@ def _record(
         },
         "provenance": learner.provenance,
     }
+
+
+def _static_prompt(learner: PromptLearner[Any]) -> dict[str, int]:
+    """The option of every pattern, counted from 1 as in the section ``manual`` of a file."""
+    static, names = learner.static, learner.patterns.names
+    numbers = {name: action + 1 for name, action in zip(names, static.actions, strict=True)}
+    return numbers | {"history": static.length}
 
 
 def _refinements(refiner: Refiner | None) -> list[dict[str, str]]:

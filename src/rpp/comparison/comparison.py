@@ -17,7 +17,7 @@ from torch import Tensor
 from rpp.baselines.base import Recommender, rank
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.comparison.chance import control_ranks, suspicious
-from rpp.comparison.references import Manual, RandomPolicy
+from rpp.comparison.references import Enumeration, Manual, RandomPolicy
 from rpp.learners.client import RankerClient, Stage
 from rpp.metrics import target_ranks
 from rpp.prompts.patterns import load_patterns
@@ -64,6 +64,19 @@ class Result:
         return sum(each.status == "valid" for each in self.rankings) / len(self.rankings)
 
 
+def _reference_among(
+    kept: Sequence[Recommender | PromptMethod], reference: str, known: Sequence[str]
+) -> str:
+    """The reference, or a kept method in its place: a static prompt, a method, a recommender."""
+    names = [each.name for each in kept]
+    if reference in names or reference not in known:
+        return reference
+    order = (Enumeration, Manual, PromptMethod, Recommender)
+    chosen = next(each.name for kind in order for each in kept if isinstance(each, kind))
+    log_progress(f"Differences are to {chosen}: {reference}, the reference, is not among `only`")
+    return chosen
+
+
 class Comparison(RankerClient):
     """Recommenders and prompt methods on the same users, candidates and order.
 
@@ -72,7 +85,8 @@ class Comparison(RankerClient):
         recommenders: Methods without a language model.
         methods: Methods that ask one.
         n_steps: Steps of an RPP episode: as many calls may methods spend that repeat themselves.
-        reference: The method that the others' differences are taken to.
+        reference: The method that the others' differences are taken to; another one takes its
+            place where ``only`` leaves it out.
         seed: Of what prompt methods draw.
         n_sentences: Sentences of role, reasoning and format that prompts are made of: the first
             ones and that of the section ``manual``. ``null``: all of the file.
@@ -110,6 +124,7 @@ class Comparison(RankerClient):
                         f"there is no method {name!r}: name some of {', '.join(names)}"
                     )
             self.compared = [each for each in self.compared if each.name in only]
+            reference = _reference_among(self.compared, reference, names)
             names = only
         self.methods = [each for each in self.compared if isinstance(each, PromptMethod)]
         if reference not in names:

@@ -102,7 +102,7 @@ def delete(instruction: Instruction, place: Place) -> Instruction:
 
 
 def swap(instruction: Instruction, place: Place, other: Place) -> Instruction:
-    """Two phrases exchanged, within a text or between them."""
+    """Two phrases swapped, within a text or between them."""
     first, second = instruction.at(place), instruction.at(other)
     return _put(_put(instruction, place, (second,)), other, (first,))
 

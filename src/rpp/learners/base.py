@@ -92,7 +92,9 @@ class PromptLearner(PromptPolicy[C]):
         if n_known:
             options = EPOCH_MEAN | {"batch_size": int(n_known)}
             self.log("train/reward", total / n_known, prog_bar=True, **options)
-            self.log(f"train_reward_by_step/{transition.number:02d}", total / n_known, **options)
+            self.log(
+                f"train_reward_by_step/{transition.number + 1:02d}", total / n_known, **options
+            )
 
     @torch.no_grad()
     def on_train_start(self) -> None:
@@ -145,7 +147,7 @@ class PromptLearner(PromptPolicy[C]):
             score = float(metric(by_step[best]).nanmean())
             self.log(f"val/{name}", score, prog_bar=shown, sync_dist=True)
         self.log("val/inference_steps", float(best + 1), sync_dist=True)
-        for step, each in enumerate(rewards):
+        for step, each in enumerate(rewards, 1):
             self.log(f"val_ndcg_by_step/{step:02d}", float(each.nanmean()), sync_dist=True)
 
     # -- test and prediction -----------------------------------------------------------------

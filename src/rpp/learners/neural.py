@@ -19,7 +19,7 @@ from rpp.agents.losses import horizon
 from rpp.agents.state import Observation, Pooling, StateEncoder
 from rpp.encoders import encode_parts, shared_encoder
 from rpp.learners.base import PromptLearner
-from rpp.learners.policy import check_positive, check_smallest
+from rpp.learners.policy import check_fraction, check_positive, check_smallest
 from rpp.processes import average_gradients
 from rpp.rollout import Step
 from rpp.types import Episode, InputError
@@ -70,8 +70,7 @@ class NeuralLearner(PromptLearner[D]):
         for name, weight in (("entropy_coef", entropy_coef), ("value_coef", value_coef)):
             if not 0 <= weight < math.inf:
                 raise InputError(f"model.{name} is {weight}: give 0 or more")
-        if not 0 <= discount <= 1:
-            raise InputError(f"model.discount is {discount}: give a number from 0 to 1")
+        check_fraction(discount=discount)
         self.discount = discount
         self.entropy_coef = entropy_coef
         self.value_coef = value_coef

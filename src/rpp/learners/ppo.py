@@ -21,7 +21,7 @@ from rpp.agents.losses import (
 )
 from rpp.learners.base import EPOCH_MEAN
 from rpp.learners.neural import NeuralLearner
-from rpp.learners.policy import check_positive, check_smallest
+from rpp.learners.policy import check_fraction, check_positive, check_smallest
 from rpp.processes import all_reduce_mean, gather_rows
 from rpp.rollout import Transition
 from rpp.types import Episode, InputError
@@ -58,8 +58,7 @@ class PPO(NeuralLearner[JointDecision]):
         super().__init__(**learner)
         check_positive(lr=lr, clip_range=clip_range)
         check_smallest(n_update_epochs=(n_update_epochs, 1))
-        if not 0 <= gae_lambda <= 1:
-            raise InputError(f"model.gae_lambda is {gae_lambda}: give a number from 0 to 1")
+        check_fraction(gae_lambda=gae_lambda)
         if n_prompts is not None and n_prompts < 2:
             raise InputError(f"n_prompts is {n_prompts}: give 2 or more, or null for PPO-4")
         self.n_prompts = n_prompts

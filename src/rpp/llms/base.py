@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from rpp.types import InputError, LanguageModelError
 
@@ -55,17 +56,17 @@ class LanguageModel(ABC):
     ``constrained`` also need :meth:`score`.
 
     Attributes:
-        usage: Prompt and reply tokens.
         concurrency: Number of concurrent calls. With 1, prompts come in batches. With more, for
             models behind a network, each call has its own thread and a single prompt, and each
             reply is cached on arrival.
     """
 
-    usage: Usage
     concurrency: int = 1
 
-    def __init__(self) -> None:
-        self.usage = Usage()
+    @cached_property
+    def usage(self) -> Usage:
+        """Prompt and reply tokens so far."""
+        return Usage()
 
     @property
     @abstractmethod
@@ -185,7 +186,6 @@ class ScriptedLanguageModel(LanguageModel):
     scorer: Callable[[str, str], float] | None = None
     name: str = "scripted"
     context: int | None = None
-    usage: Usage = field(default_factory=Usage)
 
     @property
     def fingerprint(self) -> str:

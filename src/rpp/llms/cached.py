@@ -9,11 +9,12 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from traceback import extract_tb
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from rpp.llms.base import LanguageModel, Usage
+from rpp.llms.base import LanguageModel, Usage, first_line
 from rpp.llms.cache import ReplyCache
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
@@ -63,6 +64,26 @@ class Contract:
     words: str
     holds: Callable[[Any, int], bool]
 
+    def ask(self, model: LanguageModel, answer: Callable[[], Any]) -> Any:
+        """Ask a model; an error in a class of the user's own is told with its place.
+
+        Raises:
+            InputError: If such a class raises anything but the errors of a failed call.
+        """
+        try:
+            return answer()
+        except (LanguageModelError, InputError):
+            raise
+        except Exception as error:
+            if type(model).__module__.startswith("rpp."):
+                raise
+            at = extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"{self._name(model)} raised {type(error).__name__}: {first_line(error)}"
+                f" ({at.filename}, line {at.lineno}): mend it, or raise a LanguageModelError where"
+                " a call has failed"
+            ) from error
+
     def check_number(self, model: LanguageModel, answers: object, n_prompts: int) -> None:
         """Refuse what is no list of one answer per prompt.
 
@@ -84,11 +105,14 @@ class Contract:
             self._refuse(model, answer)
 
     def _refuse(self, model: LanguageModel, found: object) -> NoReturn:
-        kind = type(model)
         raise InputError(
-            f"{kind.__module__}.{kind.__qualname__}.{self.method} must return {self.words}, or a"
+            f"{self._name(model)} must return {self.words}, or a"
             f" LanguageModelError in its place, and returned {reprlib.repr(found)}"
         )
+
+    def _name(self, model: LanguageModel) -> str:
+        kind = type(model)
+        return f"{kind.__module__}.{kind.__qualname__}.{self.method}"
 
 
 def _are_scores(scores: object, n: int) -> bool:
@@ -265,7 +289,7 @@ class CachedLanguageModel(LanguageModel):
         def answer(some: list[int]) -> dict[str, Any]:
             """Ask and keep what is answered, in the thread that asks: no interrupt loses it."""
             try:
-                answers = ask(some)
+                answers = contract.ask(self.model, lambda: ask(some))
             except LanguageModelError as error:
                 answers = [error] * len(some)
             contract.check_number(self.model, answers, len(some))

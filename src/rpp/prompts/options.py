@@ -21,6 +21,11 @@ def placeholders(text: str) -> list[str]:
     return [match[1] for match in _PLACEHOLDER.finditer(text) if match[1] is not None]
 
 
+def has_lone_brace(text: str) -> bool:
+    """Whether a brace neither belongs to a placeholder nor is doubled."""
+    return bool(re.search("[{}]", _PLACEHOLDER.sub("", text)))
+
+
 def filled(text: str, values: Mapping[str, object]) -> str:
     """A sentence with its placeholders filled; one that is not among the values stays."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,23 @@ from rpp.prompts.options import (
     HistoryPattern,
     ManualPrompt,
     ProfilePattern,
+    has_lone_brace,
     placeholders,
 )
 from rpp.prompts.reading import (
-    entries,
-    format_sentence,
+    format_sentences,
     history_pattern,
     keys,
     manual_prompt,
     parsed_with_base,
     profile_pattern,
+    section,
     text,
     texts,
 )
 from rpp.types import InputError
+
+log = logging.getLogger(__name__)
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
@@ -65,18 +70,14 @@ class Patterns:
     manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse patterns without options, unknown placeholders, an invalid manual prompt."""
+        """Refuse patterns without options, or with one twice, wrong braces, a wrong manual."""
         for name in SENTENCES:
             if not getattr(self, name):
                 raise InputError(f"the pattern {name!r} has no sentence: give at least one")
+            check_distinct(name, getattr(self, name))
+        check_distinct("history", self.history.increments or self.history.lengths)
         for sentence in self.texts():
-            unknown = set(placeholders(sentence)) - PLACEHOLDERS
-            if unknown:
-                raise InputError(
-                    f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: only"
-                    f" {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
-                    " and {{ and }} stand for braces"
-                )
+            check_braces(sentence)
         if self.manual is not None:
             self._check_manual(self.manual)
 
@@ -232,6 +233,36 @@ class Patterns:
             )
 
 
+def check_distinct(pattern: str, options: Sequence[object]) -> None:
+    """Refuse an option that a pattern has twice: its agent could not tell them apart.
+
+    Raises:
+        InputError: With the numbers of both.
+    """
+    for number, option in enumerate(options, 1):
+        if (first := options.index(option) + 1) < number:
+            raise InputError(
+                f"the options {first} and {number} of the pattern {pattern!r} are the same"
+                f" ({option!r}): leave one of them out"
+            )
+
+
+def check_braces(sentence: str) -> None:
+    """Refuse a placeholder that is not filled, and a brace that opens or closes none.
+
+    Raises:
+        InputError: With the sentence.
+    """
+    only = (
+        f"only {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
+        " and {{ and }} stand for braces"
+    )
+    if unknown := set(placeholders(sentence)) - PLACEHOLDERS:
+        raise InputError(f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: {only}")
+    if has_lone_brace(sentence):
+        raise InputError(f"a brace without its partner in {sentence!r}: {only}")
+
+
 def load_patterns(
     path: str | Path,
     n_sentences: int | None = None,
@@ -255,15 +286,29 @@ def load_patterns(
         patterns = Patterns(
             history_heading=text(given["history_heading"]),
             candidates_heading=text(given["candidates_heading"]),
-            role=texts(given["role"]),
-            history=history_pattern(given["history"]),
-            reasoning=texts(given["reasoning"]),
-            format=tuple(map(format_sentence, entries(given["format"]))),
-            profile=profile_pattern(given["profile"]) if "profile" in given else None,
-            manual=manual_prompt(given["manual"]) if "manual" in given else None,
+            role=section(given, "role", texts),
+            history=section(given, "history", history_pattern),
+            reasoning=section(given, "reasoning", texts),
+            format=section(given, "format", format_sentences),
+            profile=section(given, "profile", profile_pattern) if "profile" in given else None,
+            manual=section(given, "manual", manual_prompt) if "manual" in given else None,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if n_sentences is not None:
         patterns = patterns.first(n_sentences)
-    return patterns if history_lengths is None else patterns.with_lengths(history_lengths)
+    if history_lengths is None:
+        return patterns
+    if (own := patterns.history.lengths) and own != tuple(history_lengths):
+        _warn_of_lengths(path, own, tuple(history_lengths))
+    return patterns.with_lengths(history_lengths)
+
+
+@cache
+def _warn_of_lengths(path: Path, own: tuple[int, ...], given: tuple[int, ...]) -> None:
+    """Say once that the configuration overrules a file's history lengths."""
+    log.warning(
+        "%s: its history lengths %s are overruled by model.history_lengths %s: set that to null to"
+        " use them",
+        path, list(own), list(given),
+    )  # fmt: skip

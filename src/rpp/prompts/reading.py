@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rpp.prompts.options import FormatSentence, HistoryPattern, ManualPrompt, ProfilePattern
 from rpp.types import InputError
 from rpp.yaml_files import read_yaml
+
+Result = TypeVar("Result")
 
 
 def parsed_with_base(path: Path) -> Any:
@@ -51,6 +53,14 @@ def keys(content: Any, kind: type[Any]) -> Mapping[str, Any]:
         if field.default is MISSING and field.name not in content:
             raise InputError(f"missing key {field.name!r}")
     return content
+
+
+def section(given: Mapping[str, Any], name: str, read: Callable[[Any], Result]) -> Result:
+    """What a section says; a mistake in it is told with its name."""
+    try:
+        return read(given[name])
+    except InputError as error:
+        raise InputError(f"in {name}: {error}") from None
 
 
 def history_pattern(value: Any) -> HistoryPattern:
@@ -104,6 +114,11 @@ def text(value: Any) -> str:
 def texts(value: Any) -> tuple[str, ...]:
     """A list of sentences."""
     return tuple(map(text, entries(value)))
+
+
+def format_sentences(value: Any) -> tuple[FormatSentence, ...]:
+    """The section ``format``."""
+    return tuple(map(format_sentence, entries(value)))
 
 
 def format_sentence(value: Any) -> FormatSentence:

@@ -147,8 +147,11 @@ def _data_uri(figure: Figure) -> str:
 
 
 PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title><style>
 body { font-family: system-ui, sans-serif; margin: 2rem; color: #222 }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
 td { white-space: nowrap }
@@ -156,9 +159,10 @@ th:first-child, td:first-child { text-align: left }
 tr:hover td { background: #f4f7fb }
 img { max-width: 100%; display: block; margin: 2rem 0 }
 </style></head><body><h1>{{ title }}</h1>
-<table><thead><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
+<div class="wide"><table><thead>
+<tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for line in cells %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table>
+{% endfor %}</tbody></table></div>
 <ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
 {% for name, source in pictures.items() %}<img alt="{{ name }}" src="{{ source }}">
 {% endfor %}</body></html>
