@@ -48,6 +48,7 @@ def _settings(given: argparse.Namespace) -> DataSettings:
         n_train_users=given.n_train_users,
         n_validation_users=given.n_validation_users,
         n_test_users=given.n_test_users,
+        n_targets=given.n_targets,
         years=given.years,
         seed=given.seed,
         custom=CustomFiles(**custom) if custom else None,
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "n_train_users",
         "n_validation_users",
         "n_test_users",
+        "n_targets",
         "seed",
     ):
         default = getattr(DataSettings, key)

@@ -17,7 +17,7 @@ _DRAW, _SHUFFLE = 1, 2  # separate random streams of one user
 class CandidateSampler:
     """Draws every user's candidates, independently of all other users.
 
-    Every draw has its own generator, seeded by seed, user name and purpose.
+    Every draw has its own generator, seeded by seed, user name, purpose and the episode's number.
     """
 
     def __init__(
@@ -37,15 +37,16 @@ class CandidateSampler:
         self._seed = seed
 
     def draw(
-        self, user: int, target: int, listed: list[int] | None = None
+        self, user: int, target: int, listed: list[int] | None = None, number: int = 0
     ) -> tuple[list[int], int]:
-        """Candidates of one user in the order shown, and the position of the target.
+        """Candidates of one episode in the order shown, and the position of the target.
 
         Args:
             user: Number of the user.
             target: The withheld item.
             listed: Take the negatives from the beginning of this list; ``None``: draw them
                 uniformly from the catalogue.
+            number: Which of the user's episodes; those after the first shuffle the list.
 
         Returns:
             The target and ``n_candidates - 1`` items without an interaction of the user, with
@@ -54,9 +55,7 @@ class CandidateSampler:
         Raises:
             InputError: If there are not enough such items.
         """
-        pool: NDArray[np.int64] | list[int] = (
-            self._generator(user, _DRAW).permutation(len(self._names)) if listed is None else listed
-        )
+        pool = self._pool(user, listed, number)
         touched = set(self._sequences.of(user).tolist())
         names = {self._names[target]}
         chosen = [target]
@@ -72,12 +71,22 @@ class CandidateSampler:
                 f" {self._sequences.user_ids[user]} only {len(chosen)} items with different titles"
                 " can be shown, the target and items the user never touched"
             )
-        shown = self._generator(user, _SHUFFLE).permutation(chosen).tolist()
+        shown = self._generator(user, _SHUFFLE, number).permutation(chosen).tolist()
         return shown, shown.index(target)
 
-    def _generator(self, user: int, purpose: int) -> np.random.Generator:
+    def _pool(
+        self, user: int, listed: list[int] | None, number: int
+    ) -> NDArray[np.int64] | list[int]:
+        """Items in the order in which they become negatives."""
+        if listed is not None and number == 0:
+            return listed
+        items = len(self._names) if listed is None else listed
+        return self._generator(user, _DRAW, number).permutation(items)
+
+    def _generator(self, user: int, purpose: int, number: int) -> np.random.Generator:
         name = self._sequences.user_ids[user]
-        return np.random.default_rng([self._seed, crc32(name.encode()), purpose])
+        later = [number] if number else []
+        return np.random.default_rng([self._seed, crc32(name.encode()), purpose, *later])
 
 
 def read_lists(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def reusable(settings: DataSettings, out_dir: Path, console: Console) -> Summary
         return None
     try:
         summary = load_summary(out_dir)
-        wanted = _given(asdict(settings))
+        wanted = _given(settings.record)
         if summary.get("format") != FORMAT or _given(summary["settings"]) != wanted:
             return None
         for name in COLUMNS:

@@ -7,7 +7,7 @@ share a title; their order is drawn for each user; training, validation and test
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from data_prep.folder import restore_interrupted, reusable, write_folder
 from data_prep.raw import RawData, distinct, read_raw
 from data_prep.settings import DataSettings
 from data_prep.sources import CustomFiles
-from data_prep.splits import N_WITHHELD, Sequences, assign_roles, order_and_filter
+from data_prep.splits import Sequences, assign_roles, order_and_filter
 from data_prep.summary import Summary, print_summary, summarise
 from data_prep.tables import (
     COLUMNS,
@@ -106,7 +106,7 @@ def _tables(
     """The four prepared tables."""
     title_of = dict(raw.titles.iter_rows())
     titles = [title_of[item] for item in sequences.item_ids]
-    splits = sequences.splits
+    splits = sequences.splits(roles["train"], settings.n_targets)
     n_train = np.bincount(sequences.items[splits == 0], minlength=len(titles))
     role_of = {user: split for split, users in roles.items() for user in users}
     users = pl.DataFrame(
@@ -139,9 +139,12 @@ def _tables(
         ).select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("user"), pl.all()),
         EPISODES_FILE: pl.DataFrame(
             [
-                _episode(sequences, sampler, user, split, listed.get(user))
+                row
                 for split, users_of_role in roles.items()
                 for user in users_of_role
+                for row in _episodes(
+                    sequences, sampler, user, split, settings.n_targets_of(split), listed.get(user)
+                )
             ],
             schema=dict(
                 zip(
@@ -165,18 +168,19 @@ def _roles(
     return read_lists(raw.folder, stem, sequences, settings.n_users, settings.seed)
 
 
-def _episode(
+def _episodes(
     sequences: Sequences,
     sampler: CandidateSampler,
     user: int,
     split: Split,
+    n_targets: int,
     listed: list[int] | None,
-) -> tuple[int, Split, list[int], list[int], int]:
-    """The row of one user's episode."""
+) -> Iterator[tuple[int, Split, list[int], list[int], int]]:
+    """The rows of one user's episodes, the one with the latest target first."""
     items = sequences.of(user).tolist()
-    place = len(items) - N_WITHHELD[split]
-    candidates, target = sampler.draw(user, items[place], listed)
-    return user, split, items[:place], candidates, target
+    for number, place in enumerate(sequences.targets(user, split, n_targets)):
+        candidates, target = sampler.draw(user, items[place], listed, number)
+        yield user, split, items[:place], candidates, target
 
 
 def _u32(numbers: NDArray[np.integer[Any]]) -> pl.Series:

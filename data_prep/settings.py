@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from data_prep.sources import NAMES, SOURCES, CustomFiles, Order, Source
 from rpp.types import MAX_SEED, InputError, Split
@@ -26,6 +26,8 @@ class DataSettings:
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
+        n_targets: Targets of each training user, as far as an interaction is left before them;
+            each is an episode with candidates of its own.
         years: Whether titles of films contain the year; without, prompts are a third shorter, and
             the year stays only where two films share a title.
         seed: Of user splits, candidates and their order.
@@ -41,6 +43,7 @@ class DataSettings:
     n_train_users: int = 200
     n_validation_users: int = 100
     n_test_users: int = 200
+    n_targets: int = 1
     years: bool = True
     seed: int = 0
     custom: CustomFiles | None = None
@@ -70,6 +73,7 @@ class DataSettings:
             "n_train_users": 1,
             "n_validation_users": 1,
             "n_test_users": 1,
+            "n_targets": 1,
             "seed": 0,
         }
         for key, least in lowest.items():
@@ -82,6 +86,20 @@ class DataSettings:
     def source(self) -> Source:
         """Files of the data set."""
         return self.custom.source() if self.custom else SOURCES[self.name]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as a summary holds them: a single target is not mentioned.
+
+        So folders of an older program, which knew nothing else, stay as they are.
+        """
+        return {
+            key: value for key, value in asdict(self).items() if (key, value) != ("n_targets", 1)
+        }
+
+    def n_targets_of(self, split: Split) -> int:
+        """Targets of a user at most: validation and test users have one."""
+        return self.n_targets if split == "train" else 1
 
     @property
     def n_users(self) -> dict[Split, int]:

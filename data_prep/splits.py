@@ -15,7 +15,7 @@ from data_prep.raw import distinct
 from rpp.types import InputError, Split
 
 N_WITHHELD: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
-"""Position of an episode's target from the end of the user's sequence, by split."""
+"""Position of a user's latest target from the end of their sequence, by split."""
 
 MIN_LENGTH = 3
 """Interactions a user needs for an episode: one in each split."""
@@ -55,17 +55,35 @@ class Sequences:
         starts = (self.ends - self.lengths).astype(np.uint32)
         return np.arange(len(self.users), dtype=np.uint32) - starts[self.users]
 
-    @property
-    def splits(self) -> NDArray[np.uint8]:
+    def splits(self, train_users: Sequence[int] = (), n_targets: int = 1) -> NDArray[np.uint8]:
         """Split of each interaction, as an index into ``rpp.types.SPLITS``.
 
         A user's last interaction is test, the one before validation, the rest training. Users too
-        short for that have training interactions only.
+        short for that have training interactions only. Further targets of training users are
+        validation interactions like the first: no model may be fitted to them.
+
+        Args:
+            train_users: Users of the role train.
+            n_targets: Targets that each of them offers at most.
         """
         splits = np.zeros(len(self.users), dtype=np.uint8)
         ends = self.ends[self.lengths >= MIN_LENGTH]
         splits[ends - 2], splits[ends - 1] = 1, 2
+        starts = self.ends - self.lengths
+        for user in train_users:
+            splits[starts[user] + self.targets(user, "train", n_targets)] = 1
         return splits
+
+    def targets(self, user: int, split: Split, n_targets: int = 1) -> NDArray[np.int64]:
+        """Positions of a user's targets in their sequence, the latest first.
+
+        Args:
+            user: Number of the user.
+            split: Role of the user.
+            n_targets: Targets at most; fewer where no history would be left.
+        """
+        latest = self.lengths[user] - N_WITHHELD[split]
+        return np.arange(latest, max(latest - n_targets, 0), -1)
 
     def of(self, user: int) -> NDArray[np.uint32]:
         """The items of one user, oldest first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -65,7 +64,7 @@ def summarise(
         files += list_files(raw.folder, settings.source.lists)
     return {
         "format": FORMAT,
-        "settings": asdict(settings),
+        "settings": settings.record,
         "counts": {
             "paper": paper._asdict() if paper else None,
             "raw": raw.counts._asdict(),
@@ -113,6 +112,11 @@ def _explanations(
             f" until none was left: {raw.users - prepared.users:,} users and"
             f" {raw.items - prepared.items:,} items are gone in all"
             + (", although the paper's counts are of unfiltered files" if source.paper else "")
+        )
+    if settings.n_targets > 1:
+        sentences.append(
+            f"training users have up to {settings.n_targets} targets each, and these interactions"
+            " are no training interactions: no model is fitted to them"
         )
     if settings.order == "play_count":
         sentences.append(

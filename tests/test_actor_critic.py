@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from rpp.agents.actor_critic import ActorCritic, inverse_cdf
 from rpp.evaluation import random_actions
 from rpp.rollout import uniforms
+from rpp.types import Episode, Item
 
 N_ACTIONS = (3, 1, 9, 5)
 
@@ -104,7 +106,7 @@ def test_an_action_of_probability_zero_is_not_drawn_at_the_very_edge():
 
 def test_draws_have_the_policys_frequencies(agents):
     state = torch.randn(1, 8).expand(4000, 8)
-    actions = agents(state, uniforms((0, 1), range(4000), 4)).actions
+    actions = agents(state, uniforms((0, 1), people(range(4000)), 4)).actions
     probs = agents.log_probs(state[:1]).exp()[0]
     for k, n in enumerate(N_ACTIONS):
         counts = Counter(actions[:, k].tolist())
@@ -114,29 +116,52 @@ def test_draws_have_the_policys_frequencies(agents):
 
 
 def test_a_users_decision_does_not_depend_on_the_batch(agents):
-    state, users = torch.randn(7, 8), list(range(7))
+    state, users = torch.randn(7, 8), people(range(7))
     together = agents(state, uniforms((5, 0, 1), users, 4))
     turned = agents(state.flip(0), uniforms((5, 0, 1), users[::-1], 4))
     assert torch.equal(turned.actions.flip(0), together.actions)
-    for k in users:
-        alone = agents(state[k : k + 1], uniforms((5, 0, 1), [k], 4))
+    for k, user in enumerate(users):
+        alone = agents(state[k : k + 1], uniforms((5, 0, 1), [user], 4))
         assert torch.equal(alone.actions[0], together.actions[k])
         assert torch.allclose(alone.value[0], together.value[k], atol=1e-6)
         assert torch.allclose(alone.log_prob[0], together.log_prob[k], atol=1e-6)
 
 
+def people(users, number=0):
+    """An episode of each of some users."""
+    items = [Item(index, f"title {index}") for index in range(3)]
+    return [Episode(user, (items[0],), (items[1], items[2]), 0, number=number) for user in users]
+
+
+def test_uniforms_of_an_earlier_target_are_its_own():
+    latest, earlier = people([4, 5]), people([4, 5], number=1)
+    draws = uniforms((1, 2), [latest[0], earlier[0], earlier[1], latest[1]], 4)
+    assert torch.equal(draws[[0, 3]], uniforms((1, 2), latest, 4))
+    assert torch.equal(draws[[1, 2]], uniforms((1, 2), earlier, 4))
+    assert len({tuple(row.tolist()) for row in draws}) == 4
+
+
+def test_an_episode_that_stands_several_times_draws_on():
+    """Its first draw is that of an episode alone, the others follow it."""
+    (user, other) = people([4, 5])
+    draws = uniforms((1, 2), [user, other, user, user], 4)
+    assert torch.equal(draws[[0, 1]], uniforms((1, 2), [user, other], 4))
+    expected = np.random.default_rng([1, 2, 4]).random((3, 4))
+    assert torch.equal(draws[[0, 2, 3]], torch.from_numpy(expected))
+
+
 def test_uniforms_depend_on_key_and_user_alone():
-    draws = uniforms((1, 2), [4, 5, 6], 4)
+    draws = uniforms((1, 2), people([4, 5, 6]), 4)
     assert draws.shape == (3, 4)
     assert ((draws >= 0) & (draws < 1)).all()
-    assert torch.equal(uniforms((1, 2), [6, 9, 4], 4)[[2, 0]], draws[[0, 2]])
-    assert not torch.equal(uniforms((1, 3), [4, 5, 6], 4), draws)
-    assert not torch.equal(uniforms((2, 2), [4, 5, 6], 4), draws)
+    assert torch.equal(uniforms((1, 2), people([6, 9, 4]), 4)[[2, 0]], draws[[0, 2]])
+    assert not torch.equal(uniforms((1, 3), people([4, 5, 6]), 4), draws)
+    assert not torch.equal(uniforms((2, 2), people([4, 5, 6]), 4), draws)
     assert len({tuple(row.tolist()) for row in draws}) == 3
 
 
 def test_agents_draw_independently():
-    draws = uniforms((0,), range(2000), 3)
+    draws = uniforms((0,), people(range(2000)), 3)
     correlation = torch.corrcoef(draws.T) - torch.eye(3)
     assert correlation.abs().max() < 0.1
 

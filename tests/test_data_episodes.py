@@ -23,8 +23,9 @@ from raw_files import (
 )
 
 from data_prep.prepare import prepare
+from rpp.data.datamodule import shuffle_candidates
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_titles, load_users
+from rpp.data.interactions import load_titles, load_training_pairs, load_users
 from rpp.types import InputError, TargetAccessError, final_scoring, normalise
 
 pytestmark = pytest.mark.usefixtures("no_outside")
@@ -58,6 +59,88 @@ def test_episodes(tmp_path):
     profile = load_episodes(out, "train")[0].profile
     assert profile["gender"] in ("female", "male")
     assert all(profile.values())
+
+
+def test_earlier_targets_of_training_users(tmp_path):
+    """Each is an episode with candidates of its own, as far as a history is left before it."""
+    table = [*rows(), *((25, item, item) for item in (3, 9, 4, 8))]
+    raw = ml_1m(tmp_path / "raw", table)
+    wanted = {"n_train_users": 12, "n_targets": 3}
+    prepare(settings("ml-1m", raw, n_train_users=12), tmp_path / "one", QUIET)
+    summary = prepare(settings("ml-1m", raw, **wanted), tmp_path / "three", QUIET)
+    found = pl.read_parquet(tmp_path / "three/interactions.parquet").sort("user", "position")
+    episodes = load_episodes(tmp_path / "three", "train")
+    users = [episode.user for episode in load_episodes(tmp_path / "one", "train")]
+    assert summary["n_episodes"] == {"train": len(episodes), "validation": 5, "test": 6}
+    assert list(dict.fromkeys(episode.user for episode in episodes)) == users
+    for user in users:
+        own = found.filter(user=user)["item"].to_list()
+        mine = [episode for episode in episodes if episode.user == user]
+        places = [len(own) - 2 - number for number in range(min(3, len(own) - 2))]
+        assert [episode.number for episode in mine] == [*range(len(places))]
+        for episode, place in zip(mine, places, strict=True):
+            assert episode.candidates[episode.target].index == own[place]
+            assert [item.index for item in episode.history] == own[:place]
+            shown_items = {item.index for item in episode.candidates}
+            assert shown_items & set(own) == {own[place]}
+        assert len({frozenset(item.index for item in e.candidates) for e in mine}) == len(mine)
+        kept = found.filter(user=user)["split"].to_list()
+        assert kept == ["train"] * places[-1] + ["validation"] * len(places) + ["test"]
+    assert [e for e in episodes if e.number == 0] == load_episodes(tmp_path / "one", "train")
+    for split in ("validation", "test"):
+        assert load_episodes(tmp_path / "three", split) == load_episodes(tmp_path / "one", split)
+    counts = pl.read_parquet(tmp_path / "three/items.parquet")["n_train"]
+    assert counts.sum() == len(table) - 2 * 25 - (len(episodes) - len(users))
+
+
+def test_a_single_target_leaves_no_trace(tmp_path):
+    """The setting is younger than prepared folders, which stay as they are."""
+    raw = ml_1m(tmp_path / "raw")
+    one = prepare(settings("ml-1m", raw), tmp_path / "out", QUIET)
+    written = (tmp_path / "out/episodes.parquet").stat().st_mtime_ns
+    assert "n_targets" not in one["settings"]
+    assert prepare(settings("ml-1m", raw, n_targets=1), tmp_path / "out", QUIET) == one
+    assert (tmp_path / "out/episodes.parquet").stat().st_mtime_ns == written
+    two = prepare(settings("ml-1m", raw, n_targets=2), tmp_path / "out", QUIET)
+    assert two["settings"]["n_targets"] == 2
+    assert two["train_fingerprint"] != one["train_fingerprint"]
+    assert any("up to 2 targets" in sentence for sentence in two["explanations"])
+
+
+@pytest.mark.parametrize("split", SPLIT_NAMES)
+def test_a_target_among_the_training_interactions_is_refused(tmp_path, split):
+    """A planted leak: the interaction an episode withholds is handed to what is fitted."""
+    out = tmp_path / "out"
+    prepare(settings("ml-1m", ml_1m(tmp_path / "raw"), n_targets=3), out, QUIET)
+    load_training_pairs(out)
+    with final_scoring():
+        episode = load_episodes(out, split)[-1]
+        target = episode.candidates[episode.target].index
+    table = pl.read_parquet(out / "interactions.parquet")
+    planted = (pl.col("user") == episode.user) & (pl.col("item") == target)
+    leaky = table.with_columns(
+        pl.when(planted).then(pl.lit("train")).otherwise("split").alias("split")
+    )
+    leaky.write_parquet(out / "interactions.parquet")
+    with pytest.raises(InputError, match=f"item {target} of user {episode.user} is the target"):
+        load_training_pairs(out)
+
+
+def test_training_orders_are_drawn_for_each_episode(tmp_path):
+    out = tmp_path / "out"
+    prepare(settings("ml-1m", ml_1m(tmp_path / "raw"), n_targets=3), out, QUIET)
+    episodes = load_episodes(out, "train")
+    shuffled = shuffle_candidates(episodes, 5, 2)
+    places: dict[int, set[tuple[int, ...]]] = {}
+    for before, after in zip(episodes, shuffled, strict=True):
+        order = tuple(before.candidates.index(item) for item in after.candidates)
+        assert order[after.target] == before.target
+        places.setdefault(before.user, set()).add(order)
+        if before.number == 0:  # as when users had one target
+            expected = np.random.default_rng([5, 2, before.user]).permutation(5)
+            assert order == tuple(expected.tolist())
+    assert sum(len(orders) for orders in places.values()) > 2 * len(places)
+    assert shuffle_candidates(episodes[::-1], 5, 2)[::-1] == shuffled
 
 
 def test_a_title_is_never_shown_twice(tmp_path):
@@ -160,7 +243,7 @@ def test_limit_of_episodes(tmp_path):
     prepare(settings("ml-1m", ml_1m(tmp_path / "raw")), out, QUIET)
     assert load_episodes(out, "train", limit=3) == load_episodes(out, "train")[:3]
     for limit in (0, 9):
-        with pytest.raises(InputError, match=f"{limit} train users were asked for"):
+        with pytest.raises(InputError, match=f"{limit} train episodes were asked for"):
             load_episodes(out, "train", limit=limit)
     with pytest.raises(InputError, match="'valid'"):
         load_episodes(out, "valid")
@@ -198,6 +281,22 @@ def test_authors_lists(tmp_path):
         "lastfm.train",
         "lastfm.test",
     }
+
+
+def test_earlier_targets_draw_from_the_authors_lists(tmp_path):
+    raw = authors(lastfm(tmp_path / "raw"), [3, 1, 9, 20], [12])
+    changes = {"candidates": "authors", "n_validation_users": 1, "n_targets": 2}
+    prepare(settings("lastfm", raw, **changes), tmp_path / "out", QUIET)
+    episodes = load_episodes(tmp_path / "out", "train")
+    assert len(episodes) == 6
+    for first, second in zip(episodes[::2], episodes[1::2], strict=True):
+        listed = {str((int(first.user_id) + 3 * k) % N_ITEMS + 1) for k in range(30)}
+        negatives = [
+            {item.title for item in each.candidates} - {each.candidates[each.target].title}
+            for each in (first, second)
+        ]
+        assert negatives[0] != negatives[1]
+        assert {title.split('"')[1] for title in negatives[1]} <= listed
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_outside")
         ({"n_candidates": 1}, "n_candidates is 1, but must be at least 2"),
         ({"min_interactions": -1}, "min_interactions is -1"),
         ({"n_train_users": 0}, "n_train_users is 0"),
+        ({"n_targets": 0}, "n_targets is 0, but must be at least 1"),
         ({"seed": -3}, "seed is -3"),
         ({"seed": 2**63}, "seed is 9223372036854775808, but must be at most"),
         ({"order": "tag_time"}, "ml-1m has no order 'tag_time': choose time"),
@@ -86,6 +87,7 @@ def test_command_line(tmp_path, capsys):
     """A table on success; one line on standard error and exit code 2 otherwise."""
     raw, out = ml_1m(tmp_path / "raw"), tmp_path / "out"
     users = ["--n-train-users", "8", "--n-validation-users", "5", "--n-test-users", "6"]
+    users += ["--n-targets", "2"]
     common = [*users, "--min-interactions", "0", "--out", str(out)]
     assert main(["ml-1m", "--raw", str(raw), *common]) == 0
     assert "1,000,210" in capsys.readouterr().out
@@ -94,6 +96,7 @@ def test_command_line(tmp_path, capsys):
     given = ["--interactions", files.interactions, "--titles", files.titles, *columns]
     assert main(["custom", *given, "--title-column", "name", *common]) == 0
     assert load_summary(out)["settings"]["custom"]["user_column"] == "who"
+    assert load_summary(out)["n_episodes"]["train"] == 2 * 8
     capsys.readouterr()
     assert main(["lastfm", "--raw", str(raw), *common]) == 2
     error = capsys.readouterr().err

@@ -92,6 +92,16 @@ def write_folder(folder, users, items, withheld=tuple(range(N)), fingerprint="fi
     pl.DataFrame(
         {"user": numbers, "user_id": names, "role": ["train"] * N, **profile}
     ).write_parquet(folder / "users.parquet")
+    lists = pl.Series([[item] for item in withheld], dtype=pl.List(pl.UInt32))
+    pl.DataFrame(
+        {
+            "user": numbers,
+            "split": ["train"] * N,
+            "history": lists,  # is not read
+            "candidates": lists,
+            "target": pl.Series([0] * N, dtype=pl.UInt32),
+        }
+    ).write_parquet(folder / "episodes.parquet")
     (folder / "summary.json").write_text(json.dumps({"train_fingerprint": fingerprint}))
 
 

@@ -53,10 +53,9 @@ def random_choices(
     Returns:
         Actions of the last step, ``(B, P)``, and the history length each user has reached.
     """
-    users = [episode.user for episode in episodes]
     lengths = patterns.first_lengths(len(episodes))
     for step in range(n_steps):
-        draws = uniforms((*key, step), users, len(patterns.names))
+        draws = uniforms((*key, step), episodes, len(patterns.names))
         actions = random_actions(patterns.n_actions, draws)
         lengths = patterns.next_lengths(actions.tolist(), lengths)
     return actions, lengths
@@ -111,7 +110,7 @@ def step_permuted(environment: Environment, played: Sequence[Step], seed: int) -
 
     Args:
         environment: Options and ranker.
-        played: Steps of this process in which every user stands once.
+        played: Steps of this process in which every user stands once, with a single episode.
         seed: Of the permutation, a cycle through the users of all processes.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -178,16 +179,21 @@ def rollout(
             state = states.next_state(observation)
 
 
-def uniforms(key: Sequence[int], users: Sequence[int], n_patterns: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the key and each user alone, ``(B, P)``.
+def uniforms(key: Sequence[int], episodes: Sequence[Episode], n_patterns: int) -> Tensor:
+    """Numbers in [0, 1) that depend on the key and each episode alone, ``(B, P)``.
 
-    Whoever else is in the batch, and in which order, changes no user's draw; a resumed run
-    draws the same.
+    Whoever else is in the batch, and in which order, changes no episode's draw; a resumed run
+    draws the same. An episode that stands there several times has a generator that goes on.
 
     Args:
         key: What tells this draw from others, for example seed, epoch and step.
-        users: ``B`` user numbers.
+        episodes: ``B`` episodes.
         n_patterns: ``P``.
     """
-    rows = [np.random.default_rng([*key, user]).random(n_patterns) for user in users]
+
+    @cache
+    def generator(*whose: int) -> np.random.Generator:
+        return np.random.default_rng([*key, *whose])
+
+    rows = [generator(*episode.key).random(n_patterns) for episode in episodes]
     return torch.from_numpy(np.stack(rows))

@@ -91,6 +91,7 @@ class Episode:
         split: Which interaction is withheld. Only ``"test"`` is guarded.
         user_id: The user's name in the raw data.
         profile: Known attributes of the user (gender, age, occupation), possibly none.
+        number: Which of the user's episodes: 0 has the latest target, 1 the one before it.
 
     Raises:
         InputError: If the history is empty, the target is no position of the list, an item stands
@@ -104,6 +105,7 @@ class Episode:
     split: Split = "train"
     user_id: str = ""
     profile: Mapping[str, str] = field(default_factory=dict)
+    number: int = 0
 
     def __post_init__(self) -> None:
         """Refuse an episode that cannot be played."""
@@ -124,6 +126,11 @@ class Episode:
                 f"user {name} has two candidates with the title {twice!r}:"
                 " rename one in the titles table or draw other candidates"
             )
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What random draws of this episode depend on; for a user's latest one the user alone."""
+        return (self.user, self.number) if self.number else (self.user,)
 
     @property
     def target(self) -> int:
@@ -191,10 +198,11 @@ def arbitrary_order(episode: Episode, seed: int) -> list[int]:
     """Candidate positions in an order independent of target and display.
 
     Used for candidates missing from a reply and to break ties. It depends only on the seed, the
-    user and the set of candidates.
+    user, which of the user's episodes it is, and the set of candidates.
     """
     by_item = sorted(range(len(episode.candidates)), key=lambda k: episode.candidates[k].index)
-    rng = np.random.default_rng([seed, crc32((episode.user_id or str(episode.user)).encode())])
+    name = crc32((episode.user_id or str(episode.user)).encode())
+    rng = np.random.default_rng([seed, name, *episode.key[1:]])
     return [by_item[k] for k in rng.permutation(len(by_item))]
 
 

@@ -297,7 +297,7 @@ def validation_episode(episode: Episode, catalogue: Sequence[Item], seed: int) -
     *history, target = episode.history
     if not history:
         return None
-    rng = np.random.default_rng([seed, NEGATIVES, episode.user])
+    rng = np.random.default_rng([seed, NEGATIVES, *episode.key])
     known = {item.index for item in (*episode.history, *episode.candidates)}
     n_negatives = len(episode.candidates) - 1
     candidates = [target, *draw_negatives(target, catalogue, known, n_negatives, rng)]

@@ -42,10 +42,12 @@ class EpisodeDataModule(LightningDataModule):
         n_train_users: Users who train the policy.
         n_validation_users: Users who choose the number of steps and the checkpoint.
         n_test_users: Users in the reported figures.
+        n_targets: Targets of each training user, the latest first; each is an episode with
+            candidates of its own, and no model is fitted to these interactions.
         years: Whether titles of films contain the year; without, prompts are a third shorter.
         seed: Of user splits, candidates, their order and the order of training users.
         custom: Files and columns of the data set ``custom``.
-        batch_size: Users per update, over all processes.
+        batch_size: Episodes per update, over all processes; a user has ``n_targets`` of them.
         reshuffle: Draw a new candidate order for training users in every epoch.
         lightgcn: How the collaborative vectors are trained.
     """
@@ -62,6 +64,7 @@ class EpisodeDataModule(LightningDataModule):
         n_train_users: int = 200,
         n_validation_users: int = 100,
         n_test_users: int = 200,
+        n_targets: int = 1,
         years: bool = True,
         seed: int = 0,
         custom: CustomFiles | None = None,
@@ -74,7 +77,7 @@ class EpisodeDataModule(LightningDataModule):
             raise InputError(f"data.batch_size is {batch_size}: at least 1 is needed")
         self.settings = DataSettings(
             name, raw_dir, min_interactions, n_candidates, candidates, order,
-            n_train_users, n_validation_users, n_test_users, years, seed, custom,
+            n_train_users, n_validation_users, n_test_users, n_targets, years, seed, custom,
         )  # fmt: skip
         self.folder = Path(data_dir) / name
         self.batch_size = batch_size
@@ -167,12 +170,11 @@ class Rows(Dataset[Any]):
 
 
 def shuffle_candidates(episodes: Sequence[Episode], seed: int, epoch: int) -> list[Episode]:
-    """The same episodes with a new candidate order per user and epoch."""
+    """The same episodes with a new candidate order for each of them and epoch."""
     shuffled = []
     for episode in episodes:
-        order = np.random.default_rng([seed, epoch, episode.user]).permutation(
-            len(episode.candidates)
-        )
+        rng = np.random.default_rng([seed, epoch, *episode.key])
+        order = rng.permutation(len(episode.candidates))
         shuffled.append(
             replace(
                 episode,

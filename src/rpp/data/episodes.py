@@ -21,6 +21,9 @@ from data_prep.tables import (
 from rpp.data.interactions import load_titles, load_users
 from rpp.types import PROFILE, SPLITS, Episode, InputError, Item, Split, normalise
 
+NUMBER = "number"
+"""Column made while reading: which of the user's episodes, 0 the latest."""
+
 
 def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[Episode]:
     """Read the episodes of one user set.
@@ -28,18 +31,23 @@ def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[
     Args:
         folder: A folder written by ``python -m data_prep``.
         split: Which user set.
-        limit: Number of episodes to read. They are in the seeded random order of the users, so a
-            smaller limit gives a subset of a larger one.
+        limit: Number of episodes to read. They are in the seeded random order of the users, each
+            user's latest first, so a smaller limit gives a subset of a larger one.
 
     Raises:
         InputError: If a file is missing or damaged, the limit is below 1 or exceeds the set.
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}, but must be one of {', '.join(SPLITS)}")
-    rows = scan_table(folder, EPISODES_FILE).filter(pl.col(SPLIT) == split).collect()
+    rows = (
+        scan_table(folder, EPISODES_FILE)
+        .filter(pl.col(SPLIT) == split)
+        .with_columns(pl.int_range(pl.len()).over(USER).alias(NUMBER))
+        .collect()
+    )
     if limit is not None and not 1 <= limit <= rows.height:
         raise InputError(
-            f"{limit} {split} users were asked for, but {folder} was prepared with {rows.height}"
+            f"{limit} {split} episodes were asked for, but {folder} was prepared with {rows.height}"
         )
     titles = load_titles(folder)
     users = load_users(folder)
@@ -61,6 +69,7 @@ def load_episodes(folder: Path, split: Split, limit: int | None = None) -> list[
                 split=split,
                 user_id=user[USER_ID],
                 profile={key: user[key] for key in PROFILE if user[key] is not None},
+                number=row[NUMBER],
             )
         )
     return episodes

@@ -9,16 +9,20 @@ import polars as pl
 from numpy.typing import NDArray
 
 from data_prep.tables import (
+    CANDIDATES,
+    EPISODES_FILE,
     INTERACTIONS_FILE,
     ITEM,
     ITEMS_FILE,
     POSITION,
     SPLIT,
+    TARGET,
     TITLE,
     USER,
     USERS_FILE,
     scan_table,
 )
+from rpp.types import InputError
 
 
 def load_titles(folder: Path) -> list[str]:
@@ -31,6 +35,9 @@ def load_training_pairs(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int
     """Training interactions: users and items, row by row, each user's oldest first.
 
     Validation and test interactions are excluded, so no model is fitted to them.
+
+    Raises:
+        InputError: If one of them is the target of an episode.
     """
     pairs = (
         scan_table(folder, INTERACTIONS_FILE)
@@ -39,7 +46,20 @@ def load_training_pairs(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int
         .sort(USER, POSITION)
         .collect()
     )
+    _refuse_targets(folder, pairs)
     return pairs[USER].to_numpy().astype(np.int64), pairs[ITEM].to_numpy().astype(np.int64)
+
+
+def _refuse_targets(folder: Path, pairs: pl.DataFrame) -> None:
+    """Refuse training interactions among which there is a target: a fitted model would know it."""
+    target = pl.col(CANDIDATES).list.get(pl.col(TARGET)).alias(ITEM)
+    targets = scan_table(folder, EPISODES_FILE).select(USER, target).collect()
+    leaked = pairs.join(targets, on=[USER, ITEM], how="semi")
+    if leaked.height:
+        raise InputError(
+            f"{folder}: item {leaked[ITEM][0]} of user {leaked[USER][0]} is the target of an"
+            " episode and a training interaction: prepare the data again"
+        )
 
 
 def load_users(folder: Path) -> pl.DataFrame:

@@ -182,8 +182,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
 
     def drawn(self, key: int, state: Tensor, number: int, episodes: Sequence[Episode]) -> C:
         """A choice drawn from the policy; the key tells one draw from another."""
-        users = [episode.user for episode in episodes]
-        draws = uniforms((self.policy_seed, key, number), users, len(self.patterns.names))
+        draws = uniforms((self.policy_seed, key, number), episodes, len(self.patterns.names))
         return self.act(state, number, episodes, draws)
 
     def rollout(
