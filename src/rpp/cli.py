@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -99,11 +99,17 @@ class CLI(LightningCLI):
         config["ckpt_path"] = None if path is None else str(path)
 
 
-def main(args: ArgsType = None) -> LightningCLI:
-    """Run one subcommand; ``args`` replaces the command line in tests."""
+def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> LightningCLI:
+    """Run one subcommand.
+
+    Args:
+        args: In tests, in place of the command line.
+        cli_class: What reads the configuration.
+        options: Further ones of LightningCLI.
+    """
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
-    return CLI(
+    return cli_class(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -113,6 +119,7 @@ def main(args: ArgsType = None) -> LightningCLI:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+"},
         args=args,
+        **options,
     )
 
 
@@ -138,13 +145,20 @@ def check_yaml(arguments: Sequence[str]) -> None:
                 raise InputError(f"there is no configuration file {value}") from None
 
 
-def run(args: list[str] | None = None) -> LightningCLI:
-    """Run the command line; what the user can mend becomes one sentence and exit code 2."""
+def run(
+    args: list[str] | None = None, command: Callable[[ArgsType], LightningCLI] = main
+) -> LightningCLI:
+    """Run a command line; what the user can mend becomes one sentence and exit code 2.
+
+    Args:
+        args: In tests, in place of the command line.
+        command: What runs it.
+    """
     if args is None:  # a sweep and tests keep their own streams
         sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:
         check_yaml(sys.argv[1:] if args is None else args)
-        return main(args)
+        return command(args)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

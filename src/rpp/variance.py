@@ -23,6 +23,8 @@ import numpy as np
 from scipy.linalg import block_diag, helmert
 from scipy.stats import t as student
 
+from rpp.metrics import Interval
+
 Array = np.ndarray
 
 RIDGE = 1e-9
@@ -144,7 +146,7 @@ def _lasting(groups: Sums, residuals: Array) -> Array:
     From one of the two rewards the main effects are taken that the *other* users show. Their error
     is independent of this user, so the product keeps its expectation.
     """
-    normal, products = 0.0, 0.0
+    normal, products = np.zeros(groups.grams.shape[2:]), np.zeros(groups.moments.shape[2])
     for one, other in combinations(range(groups.counts.shape[1]), 2):
         normal = normal + (groups.grams[:, one] * groups.grams[:, other]).sum(0)
         products = products + (residuals[:, one] * groups.moments[:, other]).sum(0) / 2
@@ -179,19 +181,21 @@ def _levels(groups: Sums) -> Array:
     return np.array([users, targets - noise.mean()])
 
 
-def jackknife(groups: Sums) -> list[Components]:
-    """The estimates without each user in turn."""
-    return [components(groups.without(user)) for user in range(len(groups.counts))]
+def jackknife(groups: Sums) -> Components:
+    """The estimates without each user in turn, one after the other along the first axis."""
+    each = [components(groups.without(user)) for user in range(len(groups.counts))]
+    return Components(*map(np.stack, zip(*each, strict=True)))
 
 
-def interval(value: float, without: Array, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of an estimate from its values without each user, ``(U,)``."""
-    spread = standard_error(without)
-    reach = float(student.ppf((1 + confidence) / 2, len(without) - 1)) * spread
-    return value - reach, value + reach
-
-
-def standard_error(without: Array) -> float:
-    """Jackknife standard error from the values without each user, ``(U,)``."""
+def covariance(without: Array) -> Array:
+    """Jackknife covariance of estimates from their values without each user, ``(U, N)``."""
     n = len(without)
-    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+    deviations = without - without.mean(0)
+    return np.asarray((n - 1) / n * deviations.T @ deviations)
+
+
+def with_interval(value: float, without: Array) -> Interval:
+    """An estimate with its 95 % interval, from its values without each user, ``(U,)``."""
+    spread = float(np.sqrt(covariance(without[:, None])[0, 0]))
+    reach = float(student.ppf(0.975, len(without) - 1)) * spread
+    return Interval(float(value), float(value) - reach, float(value) + reach)

@@ -1,18 +1,20 @@
-"""What a common and a personal prompt can win, and about how many calls it takes to find them.
+r"""What a common and a personal prompt can win, and about how many calls it takes to find them.
 
 Where options differ by normal effects of variance :math:`v`, the best of :math:`n` is
-:math:`c_n \\sqrt v` above their mean, :math:`c_n` being the expected largest of :math:`n` standard
-normal numbers. Chosen by estimates with the noise :math:`\\sigma^2` it is
-:math:`c_n v / \\sqrt{v + \\sigma^2}` above.
+:math:`c_n \sqrt v` above their mean, :math:`c_n` being the expected largest of :math:`n` standard
+normal numbers. Chosen by estimates with the noise :math:`\sigma^2` it is
+:math:`c_n v / \sqrt{v + \sigma^2}` above.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import Normal, ncx2, order_statistic
+from scipy.special import chndtr, chndtrinc
+from scipy.stats import Normal, order_statistic
 from scipy.stats import t as student
 
 from rpp.metrics import Interval
@@ -28,11 +30,15 @@ N_DRAWS = 4000
 
 def expected_largest(n_options: Sequence[int]) -> Array:
     """:math:`c_n`, the mean of the largest of ``n`` standard normal numbers, for every pattern."""
-    normal = Normal()
-    return np.array([float(order_statistic(normal, r=n, n=n).mean()) for n in n_options])
+    return np.array([_expected_largest(n) for n in n_options])
 
 
-def main_effects_variance(effects: Array, covariance: Array) -> tuple[float, float, float]:
+@cache
+def _expected_largest(n: int) -> float:
+    return float(order_statistic(Normal(), r=n, n=n).mean())
+
+
+def main_effects_variance(effects: Array, covariance: Array) -> Interval:
     r"""Variance of the main effects of one pattern, less that of their estimates' noise.
 
     The sum of squares of the estimates, over their noise, is noncentral :math:`\chi^2`; the
@@ -49,16 +55,14 @@ def main_effects_variance(effects: Array, covariance: Array) -> tuple[float, flo
     noise = float(np.trace(covariance)) / df
     squares = float(effects @ effects)
     if noise <= 0:
-        return (squares / df,) * 3
+        return Interval(*[squares / df] * 3)
     ends = (_noncentrality(squares / noise, df, tail) * noise / df for tail in (0.975, 0.025))
-    return (squares / df - noise, *ends)
+    return Interval(squares / df - noise, *ends)
 
 
 def _noncentrality(value: float, df: int, tail: float) -> float:
     """The noncentrality at which a value has this probability of not being exceeded."""
-    if ncx2.cdf(value, df, 0) <= tail:
-        return 0.0
-    return float(brentq(lambda nc: ncx2.cdf(value, df, nc) - tail, 0, 10 * value + 100))
+    return float(chndtrinc(value, df, tail)) if chndtr(value, df, 0) > tail else 0.0
 
 
 def common_gain(effects: Sequence[Array], covariances: Sequence[Array], n_users: int) -> Interval:
@@ -79,7 +83,7 @@ def common_gain(effects: Sequence[Array], covariances: Sequence[Array], n_users:
     for each, covariance in zip(effects, covariances, strict=True):
         noise = float(np.trace(covariance)) / (len(each) - 1)
         best = int(each.argmax())
-        estimated = max(main_effects_variance(each, covariance)[0], 0)
+        estimated = max(main_effects_variance(each, covariance).mean, 0)
         likely += _draw_largest(each, noise, np.full(N_DRAWS, estimated), rng)
         possible += _draw_largest(each, noise, _draw_variances(each, noise, rng), rng)
         seen += each[best] * (estimated / (estimated + noise) if estimated else 0)
