@@ -60,6 +60,7 @@ def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
     audit = Audit(model.patterns, plan.users(_episodes(data, plan)), plan.n_prompts, plan.seed)
     profiles = (user[0].profile for user in audit.users)
     model.patterns.check_profiles(profiles, data.settings.name)
+    trainer.loggers = []  # nothing is learnt, so nothing is logged
     folder, notes = Path("results", config.name), _notes(audit, data, trainer)
     try:
         trainer.test(audit, verbose=False)

@@ -19,12 +19,11 @@ from rpp.prompts.patterns import Patterns
 from rpp.results.render import markdown, signed, with_interval
 from rpp.terminal import score_table
 
-HEADER = [
-    "standard deviation of NDCG over",
-    "all users",
-    "one user and target",
-    "lasting in a user",
-]
+HEADER = ["sd of NDCG over", "all users", "one user, one target", "lasting in a user"]
+"""Of whom a standard deviation is told."""
+
+BRIEF = ["sd of NDCG over", "all users", "one target", "lasting"]
+"""The same for a terminal of 80 columns."""
 
 
 def publish(audit: Audit, folder: Path, notes: Sequence[str]) -> None:
@@ -62,7 +61,7 @@ def publish(audit: Audit, folder: Path, notes: Sequence[str]) -> None:
 
 def _print(title: str, found: Findings, words: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    table = score_table(title, ["sd of NDCG", *HEADER[1:]])
+    table = score_table(title, BRIEF)
     for line in lines(found):
         table.add_row(*(cell.replace("[", "\\[") for cell in line))
     console.print(table)
@@ -72,15 +71,15 @@ def _print(title: str, found: Findings, words: Sequence[str]) -> None:
 def lines(found: Findings) -> list[list[str]]:
     """The table's lines."""
     by_pattern = [
-        [f"options of {name}", *map(with_interval, (each.main, each.within, each.lasting))]
+        [f"{name}, options", *map(with_interval, (each.main, each.within, each.lasting))]
         for name, each in found.patterns.items()
     ]
     return [
         *by_pattern,
-        ["prompts, beyond single patterns", "", with_interval(found.rest), ""],
-        ["prompts in all", "", with_interval(found.within), with_interval(found.lasting)],
+        ["prompts, the rest", "", with_interval(found.rest), ""],
+        ["prompts, all", "", with_interval(found.within), with_interval(found.lasting)],
         ["users", with_interval(found.users), "", ""],
-        ["targets of one user", with_interval(found.targets), "", ""],
+        ["targets of a user", with_interval(found.targets), "", ""],
     ]
 
 
