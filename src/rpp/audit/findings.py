@@ -155,7 +155,7 @@ def _findings(found: _Evidence, names: Sequence[str]) -> Findings:
         _deviation(whole.within.sum(), without.within.sum(1)),
         _root(lasting),
         _share(found),
-        common_gain(found.effects, found.covariances, len(groups.counts)),
+        common_gain(found.effects, found.covariances),
         Interval(*(personal_gain(each, groups.n_options) for each in lasting)),
         _calls(found, lasting),
     )

@@ -14,8 +14,7 @@ from functools import cache
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import chndtr, chndtrinc
-from scipy.stats import Normal, order_statistic
-from scipy.stats import t as student
+from scipy.stats import Normal, chi2, order_statistic
 
 from rpp.metrics import Interval
 
@@ -23,6 +22,9 @@ Array = np.ndarray
 
 MOST_GROUPS = 1e9
 """Beyond so many groups nothing is found."""
+
+TINY = float(np.finfo(float).tiny)
+"""In the place of a noise of 0, by which is divided."""
 
 N_DRAWS = 4000
 """Simulated prompts for the gain of the best common one."""
@@ -65,39 +67,36 @@ def _noncentrality(value: float, df: int, tail: float) -> float:
     return float(chndtrinc(value, df, tail)) if chndtr(value, df, 0) > tail else 0.0
 
 
-def common_gain(effects: Sequence[Array], covariances: Sequence[Array], n_users: int) -> Interval:
-    """Gain of the best common prompt over a random one.
+def common_gain(effects: Sequence[Array], covariances: Sequence[Array]) -> Interval:
+    r"""Gain of the best common prompt over a random one.
 
     The best of several estimates is too high. The mean is that of normal effects with the estimated
-    variance, given the estimates. The lower end is that of the prompt which looks best, its gain
-    shrunk; the upper end allows for every variance that suits the estimates.
+    variances, given the estimates; the ends allow for every variance that suits the estimates. The
+    lower end is 0 unless a :math:`\chi^2` test shows that common prompts differ.
 
     Args:
         effects: Estimated effects by pattern and option, less each pattern's mean.
         covariances: Of these estimates.
-        n_users: From whom they come.
     """
     rng = np.random.default_rng(0)
     likely, possible = np.zeros((2, N_DRAWS))
-    seen = variance = 0.0
+    statistic = 0.0
     for each, covariance in zip(effects, covariances, strict=True):
         noise = float(np.trace(covariance)) / (len(each) - 1)
-        best = int(each.argmax())
-        estimated = max(main_effects_variance(each, covariance).mean, 0)
-        likely += _draw_largest(each, noise, np.full(N_DRAWS, estimated), rng)
+        variance = max(main_effects_variance(each, covariance).mean, 0)
+        likely += _draw_largest(each, noise, np.full(N_DRAWS, variance), rng)
         possible += _draw_largest(each, noise, _draw_variances(each, noise, rng), rng)
-        seen += each[best] * (estimated / (estimated + noise) if estimated else 0)
-        variance += covariance[best, best]
-    reach = float(student.ppf(0.975, n_users - 1)) * float(np.sqrt(variance))
-    mean, low = float(likely.mean()), max(seen - reach, 0)
-    return Interval(mean, min(low, mean), max(float(np.quantile(possible, 0.975)), mean))
+        statistic += float(each @ each) / max(noise, TINY)
+    differ = chi2.sf(statistic, sum(len(each) - 1 for each in effects)) < 0.025
+    mean, ends = float(likely.mean()), np.quantile(possible, (0.025, 0.975))
+    return Interval(mean, min(float(ends[0]), mean) if differ else 0.0, max(float(ends[1]), mean))
 
 
 def _draw_variances(effects: Array, noise: float, rng: np.random.Generator) -> Array:
     """Variances of normal effects given their estimates, a priori uniform in their root."""
     df, squares = len(effects) - 1, float(effects @ effects)
     deviations = np.linspace(0, 4 * np.sqrt(max(squares / df, noise)), 400)
-    total = np.maximum(deviations**2 + noise, np.finfo(float).tiny)
+    total = np.maximum(deviations**2 + noise, TINY)
     likelihood = -(df * np.log(total) + squares / total) / 2
     weights = np.exp(likelihood - likelihood.max())
     return rng.choice(deviations, N_DRAWS, p=weights / weights.sum()) ** 2
@@ -107,7 +106,7 @@ def _draw_largest(
     effects: Array, noise: float, variances: Array, rng: np.random.Generator
 ) -> Array:
     """Largest of normal effects given their estimates, for every variance."""
-    kept = (variances / np.maximum(variances + noise, np.finfo(float).tiny))[:, None]
+    kept = (variances / np.maximum(variances + noise, TINY))[:, None]
     errors = rng.normal(size=(len(variances), len(effects)))
     errors -= errors.mean(1, keepdims=True)
     drawn: Array = (kept * effects + np.sqrt(kept * noise) * errors).max(1)

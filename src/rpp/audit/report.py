@@ -46,7 +46,7 @@ def publish(audit: Audit, folder: Path, notes: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "patterns": audit.patterns.fingerprint,
+        "patterns_fingerprint": audit.patterns.fingerprint,
         "environment": audit.asked_of,
         **plain(found),
         "notes": words,

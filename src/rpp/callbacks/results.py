@@ -72,15 +72,15 @@ class ResultsTable(Callback):
         counters = all_counters(pl_module.environment.ranker)
         if trainer.is_global_zero:
             results = _results(pl_module, counters)
-            audited = _audit_note(self.folder, pl_module.patterns)
+            audited = audit_note(self.folder, pl_module.patterns)
             publish(replace(results, notes=[*results.notes, *audited]), self.folder, "results")
 
 
-def _audit_note(folder: Path, patterns: Patterns) -> list[str]:
+def audit_note(folder: Path, patterns: Patterns) -> list[str]:
     """How much of what prompts change lasts, if an audit of these patterns has told."""
     path = folder / "audit.json"
     audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if audit.get("patterns") != patterns.fingerprint:
+    if audit.get("patterns_fingerprint") != patterns.fingerprint:
         return []
     share = Interval(**audit["lasting_share"])
     return [
