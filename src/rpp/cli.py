@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -129,11 +129,17 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def main(args: ArgsType = None) -> LightningCLI:
-    """Run one subcommand; ``args`` replaces the command line in tests."""
+def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> LightningCLI:
+    """Run one subcommand.
+
+    Args:
+        args: In tests, in place of the command line.
+        cli_class: What reads the configuration.
+        options: Further ones of LightningCLI.
+    """
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
-    return CLI(
+    return cli_class(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -144,6 +150,7 @@ def main(args: ArgsType = None) -> LightningCLI:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         args=args,
+        **options,
     )
 
 
@@ -169,10 +176,21 @@ def check_yaml(arguments: Sequence[str]) -> None:
                 raise InputError(f"there is no configuration file {value}") from None
 
 
+<<<<<<< HEAD
 def run(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; what the user can mend becomes one sentence and exit code 2.
 
     ``--help`` prints the options most runs use.
+=======
+def run(
+    args: list[str] | None = None, command: Callable[[ArgsType], LightningCLI] = main
+) -> LightningCLI:
+    """Run a command line; what the user can mend becomes one sentence and exit code 2.
+
+    Args:
+        args: In tests, in place of the command line.
+        command: What runs it.
+>>>>>>> audit
     """
     if args is None:  # a sweep and tests keep their own streams
         sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
@@ -182,11 +200,16 @@ def run(args: list[str] | None = None) -> LightningCLI:
         print(usage.SHORT)  # noqa: T201
         raise SystemExit(0)
     try:
+<<<<<<< HEAD
         check_yaml(given)
         return main(args)
     except KeyboardInterrupt:
         log_progress("Stopped before anything was trained or tested: run the same command again")
         raise SystemExit(130) from None
+=======
+        check_yaml(sys.argv[1:] if args is None else args)
+        return command(args)
+>>>>>>> audit
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rpp.metrics import (
     paired_difference,
     paired_p_value,
 )
+from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters
 from rpp.results.publish import Results, publish
@@ -52,7 +54,8 @@ class ResultsTable(Callback):
         if best and score is not None and trainer.is_global_zero:
             print_result(
                 f"Best validation NDCG@10 {float(score):.3f} after {trainer.current_epoch} epochs:"
-                f" {best}\nNext: the same command with [bold]test[/] in place of fit"
+                f" {best}\nNext: the same command with [bold]test[/] in place of fit; what prompts"
+                " can win here at all tells [bold]python -m rpp.audit[/] with the same --config"
             )
 
     def on_exception(
@@ -68,7 +71,24 @@ class ResultsTable(Callback):
             return
         counters = all_counters(pl_module.environment.ranker)
         if trainer.is_global_zero:
-            publish(_results(pl_module, counters), self.folder, "results")
+            results = _results(pl_module, counters)
+            audited = audit_note(self.folder, pl_module.patterns)
+            publish(replace(results, notes=[*results.notes, *audited]), self.folder, "results")
+
+
+def audit_note(folder: Path, patterns: Patterns) -> list[str]:
+    """How much of what prompts change lasts, if an audit of these patterns has told."""
+    path = folder / "audit.json"
+    audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if audit.get("patterns_fingerprint") != patterns.fingerprint:
+        return []
+    share = Interval(**audit["lasting_share"])
+    return [
+        f"Audit of {audit['date'][:10]}: of what prompts change for one user on one target,"
+        f" {share.mean:.0%} [{share.low:.0%}, {share.high:.0%}] of the variance lasts to other"
+        f" targets; a personal prompt gains at most {audit['personal']['mean']:+.3f} over the best"
+        " common one."
+    ]
 
 
 def _results(learner: PromptLearner[Any], counters: Counters) -> Results:

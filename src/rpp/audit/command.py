@@ -1,0 +1,97 @@
+"""The command line of the audit: the configuration of a fit and the group ``audit``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from data_prep.prepare import prepare
+from rpp import cli
+from rpp.audit.module import Audit, Plan
+from rpp.audit.report import publish
+from rpp.callbacks.environment import RewardEnvironment
+from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.episodes import load_episodes
+from rpp.learners.client import RankerClient
+from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.llms.tuned import n_learnt_from
+from rpp.types import Episode, InputError, LanguageModelStop
+
+
+class AuditCLI(cli.CLI):
+    """The configuration of a fit, which is read, but not run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the group ``audit``."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Plan, "audit")
+
+    def before_instantiate_classes(self) -> None:
+        """No checkpoint is needed."""
+
+
+def main(args: ArgsType = None) -> LightningCLI:
+    """Ask, and report; ``args`` replaces the command line in tests."""
+    read = cli.main(args, AuditCLI, run=False, save_config_callback=None)
+    run(read.model, read.datamodule, read.trainer, read.config_init)
+    return read
+
+
+def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
+    """Ask training users; what a budget has ended is reported as far as it came.
+
+    Args:
+        model: Has the options.
+        data: Has the users.
+        trainer: Runs the audit, with the reward environment.
+        config: Has the name of the run and the plan.
+
+    Raises:
+        InputError: If the configuration is none of a learner that asks a language model.
+    """
+    if not isinstance(model, RankerClient) or not isinstance(data, EpisodeDataModule):
+        raise InputError(
+            "an audit needs a learner's configuration: give that of a fit, such as conf/rpp.yaml"
+        )
+    plan: Plan = config.audit
+    audit = Audit(model.patterns, plan.users(_episodes(data, plan)), plan.n_prompts, plan.seed)
+    profiles = (user[0].profile for user in audit.users)
+    model.patterns.check_profiles(profiles, data.settings.name)
+    trainer.loggers = []  # nothing is learnt, so nothing is logged
+    folder, notes = Path("results", config.name), _notes(audit, data, trainer)
+    try:
+        trainer.test(audit, verbose=False)
+    except LanguageModelStop:
+        publish(audit, folder, [*notes, "The budget ended it before all users were asked."])
+        raise
+    publish(audit, folder, notes)
+
+
+def _episodes(data: EpisodeDataModule, plan: Plan) -> list[Episode]:
+    """Training users with several targets.
+
+    They are prepared in a folder of their own if the configuration has fewer targets: that of the
+    fit stays as it is.
+    """
+    settings = replace(data.settings, n_targets=max(data.settings.n_targets, plan.n_targets))
+    own = data.folder.parent / "audit" / data.folder.name
+    folder = data.folder if settings == data.settings else own
+    prepare(settings, folder)
+    return load_episodes(folder, "train")
+
+
+def _notes(audit: Audit, data: EpisodeDataModule, trainer: Any) -> list[str]:
+    """A warning of users whom an adapter has learnt from."""
+    llm = next(each.llm for each in trainer.callbacks if isinstance(each, RewardEnvironment))
+    adapter = llm.adapter if isinstance(llm, HuggingFaceLanguageModel) else None
+    users = [user[0].user_id for user in audit.users]
+    n_learnt = n_learnt_from(adapter, data.settings.name, users) if adapter else 0
+    if not n_learnt:
+        return []
+    return [
+        f"The adapter may have learnt from the interactions of {n_learnt} of these {len(users)}"
+        " users; prompts may do something else for users it does not know."
+    ]

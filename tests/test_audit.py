@@ -1,0 +1,134 @@
+"""The audit: its command, its words, its files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from cli_setup import command
+from pipeline import MadeUpUsers, environment, trainer
+from planted import world
+
+from rpp.audit.command import main
+from rpp.audit.findings import find
+from rpp.audit.module import Audit, Plan, draw_actions
+from rpp.audit.report import best_prompt, draw, in_words, lines, plain
+from rpp.callbacks.results import audit_note
+from rpp.cli import run
+from rpp.llms.controls import answers_at_random
+from rpp.prompts.patterns import load_patterns
+from rpp.types import InputError
+
+PATTERNS = load_patterns("conf/patterns/movies.yaml", history_lengths=[1, 4, 10, 20])
+OPTIONS = dict(zip(PATTERNS.names, PATTERNS.n_actions, strict=True))
+
+
+def found(lasting, **planted):
+    rewards, actions, _ = world(3, n_options=PATTERNS.n_actions, lasting=lasting, **planted)
+    return find(rewards, actions, OPTIONS)
+
+
+def audit(*options):
+    return [*command("fit")[1:], "--audit.n_users", "4", "--audit.n_prompts", "3", *options]
+
+
+def test_the_command_asks_training_users_alone_and_leaves_the_fit_its_data(here, capsys):
+    main(audit())
+    printed = capsys.readouterr().out
+    assert "Budget: at most 24 calls" in printed
+    assert "Audit: 4 training users, 2 targets each, 3 prompts each, 24 rewards" in printed
+    assert "…" not in printed  # nothing is cut off in a narrow terminal
+    folder = here / "results/ml-100k"
+    record = json.loads((folder / "audit.json").read_text())
+    assert record["n_rewards"] == 24
+    assert record["environment"]["decoding"] == "generate"
+    assert set(record["patterns"]) == set(OPTIONS)
+    assert record["notes"][0] in (folder / "audit.md").read_text()
+    assert (folder / "audit.png").stat().st_size > 10_000
+    assert {path.name for path in (here / "data").iterdir()} == {"audit"}
+    assert not (here / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_targets": 1}, "audit.n_targets is 1: at least 2 are needed"),
+        ({"n_users": 2}, "audit.n_users is 2: at least 3 are needed"),
+        ({"n_prompts": 1}, "audit.n_prompts is 1"),
+        ({"seed": -1}, "audit.seed is -1"),
+    ],
+)
+def test_a_plan_that_could_not_tell_anything(changes, message):
+    with pytest.raises(InputError, match=message):
+        Plan(**changes)
+
+
+def test_a_mistake_ends_in_one_sentence(here, capsys):
+    with pytest.raises(SystemExit):
+        run(audit("--audit.n_targets", "1"), main)
+    assert "audit.n_targets is 1" in capsys.readouterr().err
+
+
+def test_users_without_enough_targets_are_passed_over():
+    episodes = MadeUpUsers(5, 1, 1).episodes("train")
+    users = Plan(n_users=4).users([*episodes, *episodes[1:]])
+    assert [[each.user for each in own] for own in users] == [[k, k] for k in (1, 2, 3, 4)]
+    with pytest.raises(InputError, match="0 training users have 2 targets"):
+        Plan().users(episodes)
+
+
+def test_prompts_are_different_and_each_episodes_own():
+    first, second = MadeUpUsers(2, 1, 1).episodes("train")
+    drawn = draw_actions(PATTERNS, 16, 0, first)
+    assert len(np.unique(drawn, axis=0)) == 16
+    assert (drawn == draw_actions(PATTERNS, 16, 0, first)).all()
+    assert (drawn != draw_actions(PATTERNS, 16, 0, second)).any()
+    few = draw_actions(PATTERNS.learning(["history"]), 16, 0, first)
+    assert sorted(few[:, 0]) == [0, 1, 2, 3]
+
+
+def test_rewards_stand_where_their_actions_do(tmp_path):
+    """The user's own reward of every prompt, whoever is asked with them."""
+    data = MadeUpUsers(7, 1, 1)
+    users = [[each, each] for each in data.episodes("train")]
+    together = Audit(PATTERNS, users, 3, 0)
+    trainer(tmp_path, environment(answers_at_random)).test(together, verbose=False)
+    alone = Audit(PATTERNS, users[6:], 3, 0)
+    trainer(tmp_path, environment(answers_at_random)).test(alone, verbose=False)
+    assert not np.isnan(together.rewards).any()
+    assert (together.rewards[6] == alone.rewards[0]).all()
+    assert together.rewards.std() > 0
+
+
+def test_words_follow_the_figures():
+    words = " ".join(in_words(found(0.2), "this one"))
+    assert "Users differ lastingly" in words
+    assert "it looks like this one" in words
+    words = " ".join(in_words(found(0.0), "this one"))
+    assert "No lasting difference is shown" in words
+    assert "an upper bound" in words
+    words = " ".join(in_words(found(0.0, luck=0, rest=0, best=0), "this one"))
+    assert "sees no difference between common prompts" in words
+
+
+def test_table_chart_and_record_tell_every_pattern():
+    figures = found(0.1)
+    assert [line[0].split(",")[0] for line in lines(figures)][:4] == [*OPTIONS]
+    assert len(draw(figures, PATTERNS).axes) == 5
+    record = json.loads(json.dumps(plain(figures)))
+    assert record["patterns"]["history"]["lasting"] == figures.patterns["history"].lasting._asdict()
+    assert best_prompt(figures, PATTERNS).count(",") == 3
+
+
+def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
+    assert audit_note(tmp_path, PATTERNS) == []
+    known = {"patterns_fingerprint": PATTERNS.fingerprint, "date": "2026-11-28T10:00:00+00:00"}
+    (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
+    (note,) = audit_note(tmp_path, PATTERNS)
+    share = found(0.1).lasting_share
+    assert (
+        f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"
+        in note
+    )
+    assert audit_note(tmp_path, PATTERNS.first(2)) == []
