@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from data_prep.tables import load_summary
+from rpp.data.directory import Directory, load_directory
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_titles
 from rpp.data.lightgcn import LightGCNSettings
@@ -101,6 +102,11 @@ class EpisodeDataModule(LightningDataModule):
     def catalogue(self) -> list[Item]:
         """All items; the index in the list is the item's number."""
         return [Item(index, title) for index, title in enumerate(load_titles(self.folder))]
+
+    @property
+    def directory(self) -> Directory:
+        """Ids and titles of items and users."""
+        return load_directory(self.folder)
 
     def episodes(self, split: Split) -> list[Episode]:
         """All episodes of one user set."""

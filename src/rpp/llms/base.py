@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rpp.arguments import RecordsArguments
 from rpp.types import InputError, LanguageModelError
 
 
@@ -46,7 +47,7 @@ class Usage:
     reply_tokens: int = 0
 
 
-class LanguageModel(ABC):
+class LanguageModel(RecordsArguments, ABC):
     """A frozen language model.
 
     Subclass it for your own model and name the class in the YAML
@@ -185,7 +186,7 @@ class ScriptedLanguageModel(LanguageModel):
     scorer: Callable[[str, str], float] | None = None
     name: str = "scripted"
     context: int | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage, init=False)
 
     @property
     def fingerprint(self) -> str:

@@ -146,6 +146,14 @@ class Patterns:
             del content["profile"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The same patterns as a file's content, for :func:`load_patterns`."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for section in ("history", "profile", "manual"):
+            content[section] = {k: each for k, each in (content[section] or {}).items() if each}
+        return {section: each for section, each in content.items() if each}
+
     def describe(self, pattern: str, action: int, answer: Answer = "titles") -> str:
         """One option in words, for logs and charts."""
         if pattern == "history":
@@ -233,14 +241,14 @@ class Patterns:
 
 
 def load_patterns(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     n_sentences: int | None = None,
     history_lengths: Sequence[int] | None = None,
 ) -> Patterns:
     """Read a domain's patterns from YAML.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         n_sentences: Sentences of each pattern at most, see :meth:`Patterns.first`.
         history_lengths: History lengths instead of the file's.
 
@@ -248,8 +256,7 @@ def load_patterns(
         InputError: If the file is missing or malformed, a key is unknown or missing, a pattern is
             empty, or a sentence is no text.
     """
-    path = Path(path)
-    content = parsed_with_base(path)
+    content = path if isinstance(path, Mapping) else parsed_with_base(Path(path))
     try:
         given = keys(content, Patterns)
         patterns = Patterns(
@@ -263,7 +270,8 @@ def load_patterns(
             manual=manual_prompt(given["manual"]) if "manual" in given else None,
         )
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        place = "patterns" if isinstance(path, Mapping) else path
+        raise InputError(f"{place}: {error}") from None
     if n_sentences is not None:
         patterns = patterns.first(n_sentences)
     return patterns if history_lengths is None else patterns.with_lengths(history_lengths)
