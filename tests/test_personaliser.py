@@ -16,6 +16,7 @@ import rpp
 from rpp.agents.state import StateEncoder
 from rpp.learners.ppo import PPO
 from rpp.learners.rpp import RPP
+from rpp.predict_input import predict_file
 from rpp.prompts.patterns import load_patterns
 from rpp.recommendation import RankedItem
 from rpp.types import UNKNOWN, InputError, Item, Ranking, Request
@@ -148,6 +149,25 @@ def test_lists_of_different_length_and_items_users_and_histories_of_every_kind(p
 def test_what_cannot_be_understood_is_told_in_one_sentence(personaliser, query, words):
     with pytest.raises(InputError, match=words):
         personaliser.rank_many([query])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"candidates": ["i1"]}', "line 2: 1 candidates: give 2 to 100"),
+        ('{"history": ["i1"]}', "line 2: give an object with candidates"),
+        ('{"candidates": ["i1", "i2"], "items": 3}', "line 2: give an object with candidates"),
+        ("no JSON", "line 2: Expecting value"),
+    ],
+)
+def test_a_wrong_line_of_a_file_is_named_before_anything_is_asked(
+    personaliser, tmp_path, line, words
+):
+    source, target = tmp_path / "users.jsonl", tmp_path / "out.jsonl"
+    source.write_text(f'{{"candidates": ["i1", "i2"]}}\n{line}')
+    with pytest.raises(InputError, match=words):
+        predict_file(personaliser, source, target)
+    assert not target.exists()
 
 
 def test_a_model_that_is_down_leaves_the_prompt(checkpoint):

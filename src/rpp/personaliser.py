@@ -298,7 +298,8 @@ class Personaliser:
             texts = [told(name, option) for option in range(patterns.n_options(name))]
             probs: Sequence[float | None] = probabilities.get(name) or [None] * len(texts)
             options = tuple(map(Option, texts, probs))
-            by_pattern[name] = ChosenOption(texts[chosen[name]], sentence, options)
+            action = chosen[name]
+            by_pattern[name] = ChosenOption(action, texts[action], sentence, options)
         return by_pattern
 
 

@@ -44,11 +44,13 @@ class ChosenOption:
     """The option of a pattern that was chosen, and all it was chosen from.
 
     Attributes:
+        action: Its number among the options, from 0.
         text: The option in words.
         sentence: What the prompt says; for the history, how many items it shows.
         options: All options; a single one where the pattern is not learnt.
     """
 
+    action: int
     text: str
     sentence: str
     options: tuple[Option, ...]
