@@ -151,6 +151,8 @@ def main(args: ArgsType = None) -> None:
             settings.host, settings.port, num_api_servers=1, log_level=settings.log_level,
             generate_client_file=False, access_log=False,
         )  # fmt: skip
+    except KeyboardInterrupt:  # before it was ready
+        print_result("Stopped before it was ready")
     finally:
         for worker in getattr(server, "inference_workers", []):
             worker.terminate()

@@ -1,0 +1,252 @@
+"""Throughput of the server of a policy: ``python -m benchmarks.serve --config conf/rpp.yaml``.
+
+The limit is the ranker by itself, with batches as large as there are clients. The clients are in
+this process and the server is as ``python -m rpp.serve`` starts it; no reply is cached. Then what
+happens to requests when the server is stopped, and with a language model that fails one prompt in
+ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter, sleep
+from typing import Any
+
+import httpx2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rpp.callbacks.environment import RewardEnvironment
+from rpp.data.directory import Directory
+from rpp.llms.base import LanguageModel
+from rpp.personaliser import Personaliser
+from rpp.recommendation import Query
+from rpp.types import LanguageModelError
+
+START = 300
+"""Seconds within which a server must be ready."""
+
+
+class Instant(LanguageModel):
+    """Answers at once, and fails one prompt in ``every``.
+
+    Args:
+        every: Every such prompt gets no answer; 0: all do.
+        seconds: What a batch takes.
+    """
+
+    def __init__(self, every: int = 0, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.every = every
+        self.seconds = seconds
+        self.numbers = itertools.count(1)
+
+    @property
+    def fingerprint(self) -> str:
+        """One name, for nothing is cached."""
+        return "instant"
+
+    def generate(self, prompts: Sequence[str]) -> list[str | LanguageModelError]:
+        """A list that names nothing."""
+        sleep(self.seconds)
+        return [
+            LanguageModelError("one in ten")
+            if self.every and number % self.every == 0
+            else "1. something"
+            for number, _ in zip(self.numbers, prompts, strict=False)
+        ]
+
+
+INSTANT = [
+    "--environment.llm=benchmarks.serve.Instant", "--environment.decoding=generate",
+    "--environment.show_candidates=true",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Its address.
+        process: Its main process.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[Server]:
+    """Start a server and stop it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "rpp.serve", *arguments, f"--serve.port={port}"]
+    process = subprocess.Popen([*line, "--environment.cache_dir=null"])
+    server = Server(f"http://127.0.0.1:{port}", process)
+    try:
+        until = perf_counter() + START
+        while not _is_ready(server.url):
+            if process.poll() is not None or perf_counter() > until:
+                raise RuntimeError("the server did not start")
+            sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def users(directory: Directory, n: int, seed: int) -> list[dict[str, Any]]:
+    """Requests for made-up users: ten candidates, a history of twenty."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(len(directory.titles), 30, replace=False).tolist() for _ in range(n)]
+    names = [[directory.item_ids[row] for row in rows] for rows in drawn]
+    return [{"history": own[10:], "candidates": own[:10]} for own in names]
+
+
+async def ask(
+    url: str, bodies: Sequence[dict[str, Any]], n_clients: int
+) -> list[tuple[str, float]]:
+    """Ask with several clients, each of which waits for its answer.
+
+    Returns:
+        Status, or the kind of error, and seconds of every request that was sent.
+    """
+    waiting, met = iter(bodies), []
+
+    async def work(client: httpx2.AsyncClient) -> None:
+        for body in waiting:
+            started = perf_counter()
+            try:
+                status = str((await client.post(f"{url}/rank", json=body)).status_code)
+            except httpx2.ConnectError:  # not accepted, so not lost
+                return
+            except httpx2.TransportError as error:
+                status = type(error).__name__
+            met.append((status, perf_counter() - started))
+
+    limits = httpx2.Limits(max_connections=n_clients)
+    async with httpx2.AsyncClient(timeout=600, limits=limits) as client:
+        await asyncio.gather(*(work(client) for _ in range(n_clients)))
+    return met
+
+
+def bare(personaliser: Personaliser, bodies: Sequence[dict[str, Any]], size: int) -> float:
+    """Users per second of the policy by itself, in batches."""
+    queries = [Query(**body) for body in bodies]
+    started = perf_counter()
+    for start in range(0, len(queries), size):
+        personaliser.rank_many(queries[start : start + size])
+    return len(queries) / (perf_counter() - started)
+
+
+def throughput(
+    console: Console, personaliser: Personaliser, arguments: Sequence[str], n: int, seed: int
+) -> None:
+    """Table of the clients: the limit, what the server does, and its latency."""
+    table = Table("clients", "limit, users/s", "server, users/s", "share", "p50, s", "p99, s")
+    counts = [k for k in (1, 4, 16, 64) if k <= n]
+    limits = {}
+    for k in counts:
+        bodies = users(personaliser.directory, min(n, 16 * k), seed + k)
+        bare(personaliser, bodies[:1], 1)
+        limits[k] = bare(personaliser, bodies, k)
+    personaliser.close()
+    with serving(arguments) as server:
+        for k in counts:
+            bodies = users(personaliser.directory, min(n, 16 * k), seed + k)
+            asyncio.run(ask(server.url, users(personaliser.directory, 1, seed - 1), 1))
+            started = perf_counter()
+            met = asyncio.run(ask(server.url, bodies, k))
+            rate = len(met) / (perf_counter() - started)
+            assert {status for status, _ in met} == {"200"}, met
+            seconds = [each for _, each in met]
+            shown = quantiles(seconds, n=100)
+            table.add_row(
+                str(k), f"{limits[k]:.2f}", f"{rate:.2f}", f"{rate / limits[k]:.0%}",
+                f"{shown[49]:.3f}", f"{shown[98]:.3f}",
+            )  # fmt: skip
+    console.print(table)
+
+
+def overhead(
+    console: Console, checkpoint: Path, directory: Directory, arguments: Sequence[str], n: int
+) -> None:
+    """Milliseconds that a request takes besides policy and language model."""
+    bodies = users(directory, n, 10)
+    environment = RewardEnvironment(Instant(), cache_dir=None)
+    with Personaliser.load(checkpoint, environment) as personaliser:
+        bare(personaliser, bodies, 1)
+        alone = 1000 / bare(personaliser, bodies, 1)
+    with serving([*arguments, *INSTANT]) as server:
+        asyncio.run(ask(server.url, bodies[:5], 1))
+        seconds = [each for _, each in asyncio.run(ask(server.url, bodies, 1))]
+    median = 1000 * quantiles(seconds, n=100)[49]
+    console.print(
+        f"one request with an instant language model: {median:.1f} ms, {alone:.1f} ms of them the"
+        " policy"
+    )
+
+
+def losses(console: Console, directory: Directory, arguments: Sequence[str], n: int) -> None:
+    """What becomes of requests as the server is stopped, and with a model that fails."""
+    slow = [*arguments, *INSTANT, "--environment.llm.seconds=0.2"]
+    with serving(slow) as server:
+
+        async def stopped() -> list[tuple[str, float]]:
+            asking = asyncio.create_task(ask(server.url, users(directory, n, 11), 16))
+            await asyncio.sleep(1)
+            os.kill(server.process.pid, signal.SIGTERM)
+            return await asking
+
+        met = Counter(status for status, _ in asyncio.run(stopped()))
+        code = server.process.wait(60)
+    console.print(f"stopped while 16 clients ask: {dict(met)}, exit code {code}")
+    with serving([*arguments, *INSTANT, "--environment.llm.every=10"]) as server:
+        met = Counter(s for s, _ in asyncio.run(ask(server.url, users(directory, n, 12), 16)))
+    console.print(f"a language model that fails one prompt in ten: {dict(met)} of {n}")
+
+
+def main() -> None:
+    """Print all of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="append", required=True, help="as for rpp.serve")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=128, help="users per row at most")
+    parser.add_argument("--n-instant", type=int, default=400, help="requests without a model")
+    given = parser.parse_args()
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    arguments = [f"--config={path}" for path in given.config]
+    arguments.append(f"--ckpt_path={given.checkpoint}")
+    console = Console()
+    with Personaliser.load(given.checkpoint) as personaliser:
+        directory = personaliser.directory
+        overhead(console, given.checkpoint, directory, arguments, given.n_instant)
+        losses(console, directory, arguments, given.n_instant)
+        throughput(console, personaliser, arguments, given.n, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The whole server, as ``python -m rpp.serve`` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+
+import httpx2
+import pytest
+from cli_setup import ROOT, command
+
+from benchmarks.serve import Server, ask, serving
+from rpp.cli import main
+from rpp.serve import main as serve
+from rpp.types import InputError
+
+
+@pytest.fixture
+def fitted(here, monkeypatch):
+    """The working folder with a checkpoint; programs started from it find the project."""
+    main(command("fit", "--trainer.max_epochs", "1"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return here
+
+
+CONFIG = ["--config=conf/rpp.yaml", "--config=small.yaml"]
+BODIES = [{"history": ["i1"], "candidates": [f"i{k}", f"i{k + 1}"]} for k in range(2, 42)]
+
+
+@pytest.mark.slow
+def test_requests_under_way_are_answered_before_it_stops(fitted):
+    """SIGTERM once ended the process at once, and left its workers behind."""
+    slow = ["--environment.llm=benchmarks.serve.Instant", "--environment.llm.seconds=0.3"]
+    feedback = "--serve.feedback=served.jsonl"
+
+    async def stopped(server: Server) -> list[tuple[str, float]]:
+        asking = asyncio.create_task(ask(server.url, BODIES, 8))
+        await asyncio.sleep(0.6)
+        os.kill(server.process.pid, signal.SIGTERM)
+        return await asking
+
+    with serving([*CONFIG, *slow, feedback]) as server:
+        assert httpx2.get(f"{server.url}/docs").status_code == 200
+        found = httpx2.post(f"{server.url}/rank", json=BODIES[0], timeout=60).json()
+        assert {item["id"] for item in found["ranking"]} == {"i2", "i3"}
+        wrong = httpx2.post(f"{server.url}/rank", json={"candidates": [1, 2]}, timeout=60)
+        assert (wrong.status_code, wrong.json()["detail"][:10]) == (422, "the item 1")
+        met = asyncio.run(stopped(server))
+        assert server.process.wait(60) == 0
+    assert Counter(status for status, _ in met).keys() == {"200"}
+    assert 8 <= len(met) < len(BODIES)
+    assert len((fitted / "served.jsonl").read_text().splitlines()) == 1 + len(met)
+
+
+def test_without_a_checkpoint_it_says_so(here, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve"])
+    with pytest.raises(InputError, match="there is no checkpoint checkpoints/ml-100k"):
+        serve(CONFIG)
