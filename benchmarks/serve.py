@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 from typing import Any
 
@@ -36,6 +37,9 @@ from rpp.llms.base import LanguageModel
 from rpp.personaliser import Personaliser
 from rpp.recommendation import Query
 from rpp.types import LanguageModelError
+
+REFUSED = "refused"
+"""The status of a request that a stopped server did not take."""
 
 START = 300
 """Seconds within which a server must be ready."""
@@ -132,7 +136,7 @@ async def ask(
     """Ask with several clients, each of which waits for its answer.
 
     Returns:
-        Status, or the kind of error, and seconds of every request that was sent.
+        Status and seconds of every request.
     """
     waiting, met = iter(bodies), []
 
@@ -141,10 +145,8 @@ async def ask(
             started = perf_counter()
             try:
                 status = str((await client.post(f"{url}/rank", json=body)).status_code)
-            except httpx2.ConnectError:  # not accepted, so not lost
-                return
-            except httpx2.TransportError as error:
-                status = type(error).__name__
+            except httpx2.TransportError:  # the server did not take it
+                status = REFUSED
             met.append((status, perf_counter() - started))
 
     limits = httpx2.Limits(max_connections=n_clients)
@@ -212,21 +214,36 @@ def overhead(
 
 def losses(console: Console, directory: Directory, arguments: Sequence[str], n: int) -> None:
     """What becomes of requests as the server is stopped, and with a model that fails."""
-    slow = [*arguments, *INSTANT, "--environment.llm.seconds=0.2"]
-    with serving(slow) as server:
-
-        async def stopped() -> list[tuple[str, float]]:
-            asking = asyncio.create_task(ask(server.url, users(directory, n, 11), 16))
-            await asyncio.sleep(1)
-            os.kill(server.process.pid, signal.SIGTERM)
-            return await asking
-
-        met = Counter(status for status, _ in asyncio.run(stopped()))
-        code = server.process.wait(60)
-    console.print(f"stopped while 16 clients ask: {dict(met)}, exit code {code}")
+    met, n_ranked = stopped([*arguments, *INSTANT], users(directory, n, 11), 1.0)
+    console.print(f"stopped while 16 clients ask: {met}; rankings made: {n_ranked}")
     with serving([*arguments, *INSTANT, "--environment.llm.every=10"]) as server:
-        met = Counter(s for s, _ in asyncio.run(ask(server.url, users(directory, n, 12), 16)))
-    console.print(f"a language model that fails one prompt in ten: {dict(met)} of {n}")
+        counts = Counter(s for s, _ in asyncio.run(ask(server.url, users(directory, n, 12), 16)))
+    console.print(f"a language model that fails one prompt in ten: {dict(counts)} of {n}")
+
+
+def stopped(
+    arguments: Sequence[str], bodies: Sequence[dict[str, Any]], seconds: float
+) -> tuple[dict[str, int], int]:
+    """Stop a server while clients ask.
+
+    Returns:
+        Requests by status, and the number of rankings the server made: as many have to be
+        answered, whatever became of requests that it did not take.
+    """
+
+    async def stop(server: Server) -> list[tuple[str, float]]:
+        asking = asyncio.create_task(ask(server.url, bodies, 16))
+        await asyncio.sleep(seconds)
+        os.kill(server.process.pid, signal.SIGTERM)
+        return await asking
+
+    with TemporaryDirectory() as folder:
+        log = Path(folder, "served.jsonl")
+        slow = ["--environment.llm.seconds=0.3", f"--serve.feedback={log}"]
+        with serving([*arguments, *slow]) as server:
+            met = Counter(status for status, _ in asyncio.run(stop(server)))
+            assert server.process.wait(60) == 0
+        return dict(met), len(log.read_text(encoding="utf-8").splitlines())
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from fastapi.exceptions import RequestValidationError
@@ -140,7 +141,7 @@ def main(args: ArgsType = None) -> None:
     )  # fmt: skip
     settings = given.settings
     server = make_server(given.checkpoint, given.environment, settings)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_on_sigterm()
     print_result(
         f"Serving {given.checkpoint} at http://{settings.host}:{settings.port} (/docs explains)"
     )
@@ -156,6 +157,17 @@ def main(args: ArgsType = None) -> None:
     finally:
         for worker in getattr(server, "inference_workers", []):
             worker.terminate()
+
+
+def _stop_on_sigterm() -> None:
+    """Treat SIGTERM as Ctrl-C, on which LitServe drains; its own processes handle it themselves."""
+    own = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 if __name__ == "__main__":
