@@ -46,7 +46,10 @@ def restore_learner(
     carried = unpack(checkpoint)
     if isinstance(carried.learner, str):
         raise InputError(f"this policy cannot be used without its configuration: {carried.learner}")
-    learner = remade(carried.learner, PromptLearner)
+    learner: PromptLearner[Any] = remade(
+        carried.learner,
+        PromptLearner,  # type: ignore[type-abstract]  # a subclass of it is made
+    )
     learner.build_for(carried.vectors, carried.summary, device)
     checkpoints.check_provenance(provenance, learner.provenance)
     checkpoints.check_shapes(checkpoint["state_dict"], learner.state_dict())

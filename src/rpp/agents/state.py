@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
 from rpp.types import UNKNOWN, Ranking, Request
 
@@ -125,11 +125,13 @@ class StateEncoder(nn.Module):
         """Every ranking as one vector, ``(B, D)``."""
         items, n_items = observation.items, observation.n_items
         if self.pooling == "mean":
-            whole = n_items is None
-            mean = items.mean(dim=1) if whole else items.sum(dim=1) / n_items[:, None].to(items)
+            mean = items.mean(dim=1)
+            if n_items is not None:
+                mean = items.sum(dim=1) / n_items[:, None].to(items)
             pooled: Tensor = self.mean_map(mean)
             return pooled
+        lists: Tensor | PackedSequence = items
         if n_items is not None:
-            items = pack_padded_sequence(items, n_items, batch_first=True, enforce_sorted=False)
-        last: Tensor = self.gru(items)[1][0]
+            lists = pack_padded_sequence(items, n_items, batch_first=True, enforce_sorted=False)
+        last: Tensor = self.gru(lists)[1][0]
         return last

@@ -103,7 +103,7 @@ class EpisodeDataModule(LightningDataModule):
         """All items; the index in the list is the item's number."""
         return [Item(index, title) for index, title in enumerate(load_titles(self.folder))]
 
-    @property
+    @cached_property
     def directory(self) -> Directory:
         """Ids and titles of items and users."""
         return load_directory(self.folder)

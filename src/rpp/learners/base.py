@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -191,7 +190,7 @@ class PromptLearner(PromptPolicy[C]):
         known = batch if self.moved is None else self.moved(batch)
         with torch.no_grad():
             last = [*self.rollout(known, self.greedy, int(self.inference_steps))][-1]
-        parts, item_ids = self.patterns.parts, self.item_ids
+        parts, item_ids = self.patterns.parts, self.data.directory.item_ids
         return [
             {
                 "user": episode.user_id,
@@ -215,11 +214,6 @@ class PromptLearner(PromptPolicy[C]):
                 strict=True,
             )
         ]
-
-    @cached_property
-    def item_ids(self) -> Sequence[str]:
-        """Names of the items in the raw data, by row."""
-        return self.data.directory.item_ids
 
     @torch.no_grad()
     def option_probabilities(self, transition: Transition[C]) -> list[dict[str, list[float]]]:

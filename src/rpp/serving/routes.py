@@ -47,7 +47,7 @@ class PromptRequest(BaseModel):
     @property
     def query(self) -> Query:
         """The same for the policy."""
-        return Query(*map(_named, (self.history, self.candidates)), self.user, self.profile)
+        return Query(_named(self.history), _named(self.candidates), self.user, self.profile)
 
 
 class StepsRequest(PromptRequest):
@@ -75,7 +75,7 @@ class Ranked(BaseModel):
     cost: Cost
 
 
-class Routes(LitSpec):
+class Routes(LitSpec):  # type: ignore[misc]  # LitServe has no types
     """Ranking and prompts by the worker; feedback to a log.
 
     Args:

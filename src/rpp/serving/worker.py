@@ -49,14 +49,14 @@ Outcome = Recommendation | PersonalPrompt | str
 """The answer to a job, or what is wrong with it in a sentence."""
 
 
-class WaitingLoop(BatchedLoop):
+class WaitingLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
     """Waits for a request without polling, then takes what has come meanwhile into the batch."""
 
     def get_batch_requests(
         self, lit_api: LitAPI, request_queue: Queue[Any], transport: MessageTransport
     ) -> tuple[list[Any], list[Any]]:
         """The next batch, and the requests that have waited for too long."""
-        taken = []
+        taken: list[Any] = []
         wait: float = IDLE
         while len(taken) < lit_api.max_batch_size:
             one = self.get_request(request_queue, block=wait > 0, timeout=max(wait, 0))
@@ -71,7 +71,7 @@ class WaitingLoop(BatchedLoop):
         return in_time, [(place, uid) for place, uid, since, _ in taken if since <= oldest]
 
 
-class PolicyAPI(LitAPI):
+class PolicyAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
     """A policy for LitServe: loaded once per worker, asked in batches.
 
     Args:
