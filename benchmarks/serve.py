@@ -165,11 +165,15 @@ def bare(personaliser: Personaliser, bodies: Sequence[dict[str, Any]], size: int
 
 
 def throughput(
-    console: Console, personaliser: Personaliser, arguments: Sequence[str], n: int, seed: int
+    console: Console,
+    personaliser: Personaliser,
+    arguments: Sequence[str],
+    n: int,
+    counts: Sequence[int],
+    seed: int = 0,
 ) -> None:
     """Table of the clients: the limit, what the server does, and its latency."""
     table = Table("clients", "limit, users/s", "server, users/s", "share", "p50, s", "p99, s")
-    counts = [k for k in (1, 4, 16, 64) if k <= n]
     limits = {}
     for k in counts:
         bodies = users(personaliser.directory, min(n, 16 * k), seed + k)
@@ -253,6 +257,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--n", type=int, default=128, help="users per row at most")
     parser.add_argument("--n-instant", type=int, default=400, help="requests without a model")
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16, 64])
     given = parser.parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"
     arguments = [f"--config={path}" for path in given.config]
@@ -260,9 +265,11 @@ def main() -> None:
     console = Console()
     with Personaliser.load(given.checkpoint) as personaliser:
         directory = personaliser.directory
-        overhead(console, given.checkpoint, directory, arguments, given.n_instant)
-        losses(console, directory, arguments, given.n_instant)
-        throughput(console, personaliser, arguments, given.n, 0)
+        if given.clients:
+            throughput(console, personaliser, arguments, given.n, given.clients)
+        if given.n_instant:
+            overhead(console, given.checkpoint, directory, arguments, given.n_instant)
+            losses(console, directory, arguments, given.n_instant)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ class PersonalPrompt:
         lists_candidates: Whether :attr:`text` lists them as well.
         patterns: What was chosen, by pattern.
         n_steps: Steps of the episode this is the prompt of.
-        is_final: Whether these are all steps; not where the language model failed before.
+        is_final: Whether these are all steps the policy plays; not where fewer were asked for or
+            the language model failed before.
         unknown: Titles of items the policy has no vector of.
     """
 

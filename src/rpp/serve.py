@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Final, Literal
 
 from fastapi.exceptions import RequestValidationError
 from lightning import LightningDataModule, LightningModule
@@ -24,7 +24,7 @@ from rpp.serving.worker import TOKEN, PolicyAPI
 from rpp.terminal import print_result
 from rpp.types import InputError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def main(args: ArgsType = None) -> None:
     server = make_server(given.checkpoint, given.environment, settings)
     _stop_on_sigterm()
     print_result(
-        f"Serving {given.checkpoint} at http://{settings.host}:{settings.port} (/docs explains)"
+        f"{given.checkpoint} is served at http://{settings.host}:{settings.port} as soon as /health"
+        " answers; /docs explains the requests"
     )
     if settings.host != LOOPBACK and not os.environ.get(TOKEN):
         print_result(f"Anyone who reaches this machine may ask: set {TOKEN} to a secret token")
@@ -152,8 +153,10 @@ def main(args: ArgsType = None) -> None:
             settings.host, settings.port, num_api_servers=1, log_level=settings.log_level,
             generate_client_file=False, access_log=False,
         )  # fmt: skip
-    except KeyboardInterrupt:  # before it was ready
+    except KeyboardInterrupt:
         print_result("Stopped before it was ready")
+    except RuntimeError as error:  # of LitServe, which has printed what happened in the worker
+        raise InputError(f"the server did not start ({error}): the reason stands above") from error
     finally:
         for worker in getattr(server, "inference_workers", []):
             worker.terminate()
