@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.data.directory import Directory
 from rpp.data.vectors import CollaborativeVectors
 from rpp.learners.rpp import RPP
 from rpp.llms.base import ScriptedLanguageModel
@@ -72,8 +73,11 @@ class MadeUpUsers(EpisodeDataModule):
         return [Item(k, title(k)) for k in range(N_ITEMS)]
 
     @property
-    def item_ids(self) -> list[str]:
-        return [f"i{k}" for k in range(N_ITEMS)]
+    def directory(self) -> Directory:
+        items = [(f"i{item.index}", item.title) for item in self.catalogue]
+        return Directory(
+            *zip(*items, strict=True), [f"u{k}" for k in range(len(self.vectors.users))]
+        )
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,11 +32,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from rpp import help as usage
 from rpp.callbacks.environment import RewardEnvironment
+from rpp.callbacks.predictions import Predictions
 from rpp.learners.base import PromptLearner
+from rpp.personaliser import Personaliser
+from rpp.predict_input import predict_file
 from rpp.runs import WholeCheckpoints, check_trainer, only_fit, resolve_checkpoint
-from rpp.terminal import SafeStream, log_progress
+from rpp.terminal import SafeStream, log_progress, print_result
 from rpp.types import InputError, LanguageModelError
 from rpp.yaml_files import read_yaml
+
+Result = TypeVar("Result")
 
 
 class CLI(LightningCLI):
@@ -46,6 +51,13 @@ class CLI(LightningCLI):
         """Add ``--name`` and the group ``environment``."""
         parser.add_argument(
             "--name", type=str, default="rpp", help="Names the run's logs, checkpoints and results."
+        )
+        parser.add_argument(
+            "--input",
+            type=str | None,
+            default=None,
+            help="Only for predict: JSON lines with history, candidates, user and profile, in the"
+            " place of the data set's test users.",
         )
         parser.add_lightning_class_args(RewardEnvironment, "environment")
 
@@ -85,9 +97,35 @@ class CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; of several processes of a fit the first holds the run's folder."""
+        if self._get(self.config, "input") is not None:
+            self._predict_input(subcommand)
+            return
         alone = subcommand == "fit" and self.trainer.is_global_zero and not self._is_trial()
         with only_fit(self.config[subcommand].name) if alone else nullcontext():
             super()._run_subcommand(subcommand)
+
+    def _predict_input(self, subcommand: str) -> None:
+        """Rank for the users of a file.
+
+        Raises:
+            InputError: If another subcommand than ``predict`` is given a file.
+        """
+        if subcommand != "predict" or not isinstance(self.model, PromptLearner):
+            raise InputError(f"input is for the predict of a learner: leave it out of {subcommand}")
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        environment = next(each for each in callbacks if isinstance(each, RewardEnvironment))
+        target = next((each.path for each in callbacks if isinstance(each, Predictions)), None)
+        config = self.config[subcommand]
+        device = self.trainer.strategy.root_device
+        with Personaliser.load(config.ckpt_path, environment, device) as personaliser:
+            if personaliser.learner.patterns.fingerprint != self.model.patterns.fingerprint:
+                raise InputError(
+                    f"the checkpoint belongs to other patterns than {self.model.patterns_file}:"
+                    " use its training's, or fit again"
+                )
+            target = target or Path("results", config.name, "predictions.jsonl")
+            n_users = predict_file(personaliser, Path(config.input), target)
+        print_result(f"{n_users} users written to {target}")
 
     def before_fit(self) -> None:
         """Refuse options that cannot be honoured; write checkpoints whole."""
@@ -137,8 +175,8 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         cli_class: What reads the configuration.
         options: Further ones of LightningCLI.
     """
-    _quieten()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
+    configure_parsing()
+    settings: dict[str, Any] = {"save_config_callback": SaveConfig} | options
     return cli_class(
         LightningModule,
         LightningDataModule,
@@ -146,12 +184,17 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         args=args,
-        **options,
+        **settings,
     )
+
+
+def configure_parsing() -> None:
+    """Prepare the parser of a command line, and hide what is of no use to its user."""
+    _quieten()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
@@ -176,40 +219,33 @@ def check_yaml(arguments: Sequence[str]) -> None:
                 raise InputError(f"there is no configuration file {value}") from None
 
 
-<<<<<<< HEAD
 def run(args: list[str] | None = None) -> LightningCLI:
-    """Run the command line; what the user can mend becomes one sentence and exit code 2.
-
-    ``--help`` prints the options most runs use.
-=======
-def run(
-    args: list[str] | None = None, command: Callable[[ArgsType], LightningCLI] = main
-) -> LightningCLI:
-    """Run a command line; what the user can mend becomes one sentence and exit code 2.
-
-    Args:
-        args: In tests, in place of the command line.
-        command: What runs it.
->>>>>>> audit
-    """
+    """Run the command line; ``--help`` prints the options most runs use."""
     if args is None:  # a sweep and tests keep their own streams
-        sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
         sys.argv = ["--help" if word == usage.ALL else word for word in sys.argv]
-    given = sys.argv[1:] if args is None else args
-    if usage.asks_help(given):
+    if usage.asks_help(sys.argv[1:] if args is None else args):
         print(usage.SHORT)  # noqa: T201
         raise SystemExit(0)
+    return reporting_mistakes(main, args)
+
+
+def reporting_mistakes(
+    command: Callable[[list[str] | None], Result], args: list[str] | None
+) -> Result:
+    """Run a command; what the user can mend becomes one sentence and exit code 2.
+
+    Args:
+        command: What runs it.
+        args: In tests, in place of the command line.
+    """
+    if args is None:
+        sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:
-<<<<<<< HEAD
-        check_yaml(given)
-        return main(args)
+        check_yaml(sys.argv[1:] if args is None else args)
+        return command(args)
     except KeyboardInterrupt:
         log_progress("Stopped before anything was trained or tested: run the same command again")
         raise SystemExit(130) from None
-=======
-        check_yaml(sys.argv[1:] if args is None else args)
-        return command(args)
->>>>>>> audit
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

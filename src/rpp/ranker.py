@@ -15,10 +15,10 @@ from rpp.llms.cached import CachedLanguageModel, Meter
 from rpp.parsing import parse_reply
 from rpp.prompts.compose import Display, Layout, Prompt, identifier
 from rpp.types import (
-    Episode,
     InputError,
     LanguageModelError,
     Ranking,
+    Request,
     arbitrary_order,
     failed_ranking,
     status_of,
@@ -156,7 +156,7 @@ class Ranker:
         # no token is shorter than a byte: most prompts need not be tokenised to be known to fit
         return len(text.encode()) + TEMPLATE_TOKENS <= limit or self.llm.count_tokens(text) <= limit
 
-    def rank(self, prompts: Sequence[Prompt], episodes: Sequence[Episode]) -> list[Ranking]:
+    def rank(self, prompts: Sequence[Prompt], episodes: Sequence[Request]) -> list[Ranking]:
         """Rank every user's candidates.
 
         Args:
@@ -171,13 +171,7 @@ class Ranker:
             LanguageModelError: If it failed for all of several users; earlier replies are in the
                 cache.
         """
-        started = perf_counter()
-        texts = [prompt.text for prompt in prompts]
-        rankings = self._rank(texts, prompts, episodes)
-        self._read.seconds += perf_counter() - started
-        for ranking in rankings:
-            setattr(self._read, ranking.status, getattr(self._read, ranking.status) + 1)
-        self._read.shortened_histories += sum(prompt.n_dropped > 0 for prompt in prompts)
+        rankings = self.attempt(prompts, episodes)
         if len(rankings) > 1 and all(ranking.failed for ranking in rankings):
             raise LanguageModelError(
                 f"the language model answered none of {len(rankings)} prompts:"
@@ -186,8 +180,23 @@ class Ranker:
             )
         return rankings
 
+    def attempt(self, prompts: Sequence[Prompt], episodes: Sequence[Request]) -> list[Ranking]:
+        """The same, also where the language model failed for all.
+
+        Raises:
+            LanguageModelStop: If it will answer no more.
+        """
+        started = perf_counter()
+        texts = [prompt.text for prompt in prompts]
+        rankings = self._rank(texts, prompts, episodes)
+        self._read.seconds += perf_counter() - started
+        for ranking in rankings:
+            setattr(self._read, ranking.status, getattr(self._read, ranking.status) + 1)
+        self._read.shortened_histories += sum(prompt.n_dropped > 0 for prompt in prompts)
+        return rankings
+
     def _rank(
-        self, texts: list[str], prompts: Sequence[Prompt], episodes: Sequence[Episode]
+        self, texts: list[str], prompts: Sequence[Prompt], episodes: Sequence[Request]
     ) -> list[Ranking]:
         if self.decoding == "generate":
             replies = self.llm.generate(texts)
@@ -200,7 +209,7 @@ class Ranker:
             for reply, prompt, episode in zip(replies, prompts, episodes, strict=True)
         ]
 
-    def _rank_by_score(self, texts: list[str], episodes: Sequence[Episode]) -> list[Ranking]:
+    def _rank_by_score(self, texts: list[str], episodes: Sequence[Request]) -> list[Ranking]:
         if self.decoding == "first_token":
             rows = self.llm.score(texts, [_identifiers(episode) for episode in episodes])
         else:
@@ -227,17 +236,18 @@ class Ranker:
             for scores, episode in zip(rows, episodes, strict=True)
         ]
 
-    def _from_scores(self, scores: Sequence[float], episode: Episode) -> Ranking:
+    def _from_scores(self, scores: Sequence[float], episode: Request) -> Ranking:
         order = sorted(arbitrary_order(episode, self.seed), key=lambda k: -scores[k])
         reply = "\n".join(
             f"{rank}. {episode.candidates[k].title} ({scores[k]:.3f})"
             for rank, k in enumerate(order, start=1)
         )
         n_named = sum(math.isfinite(score) for score in scores)
-        return Ranking(tuple(order), n_named, status_of(n_named, len(order)), reply)
+        status = status_of(n_named, len(order))
+        return Ranking(tuple(order), n_named, status, reply, tuple(scores))
 
     def _from_reply(
-        self, reply: str | LanguageModelError, prompt: Prompt, episode: Episode
+        self, reply: str | LanguageModelError, prompt: Prompt, episode: Request
     ) -> Ranking:
         if isinstance(reply, LanguageModelError):
             return failed_ranking(str(reply))
@@ -250,5 +260,5 @@ class Ranker:
         return Ranking(order, len(named), status_of(len(named), len(order)), reply)
 
 
-def _identifiers(episode: Episode) -> list[str]:
+def _identifiers(episode: Request) -> list[str]:
     return [identifier(position) for position in range(len(episode.candidates))]

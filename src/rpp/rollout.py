@@ -23,12 +23,15 @@ from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.prompts.static import StaticPrompt
 from rpp.ranker import Ranker
-from rpp.types import Choice, Episode, Ranking
+from rpp.types import Choice, Episode, LanguageModelError, Ranking, failed_ranking
 
 C = TypeVar("C", bound=Choice)
 
 Policy = Callable[[Tensor, int, Sequence[Episode]], C]
 """From the state ``(B, D)``, the step from 0 and the users to a choice."""
+
+NOT_ASKED = failed_ranking("not asked")
+"""The ranking of a prompt that was not sent."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +103,35 @@ class Transition(Generic[C]):
 
 @dataclass(frozen=True)
 class Environment:
-    """What answers a choice: the options, the ranker, and for RPP+ the refiner of sentences."""
+    """What answers a choice: the options, the ranker, and for RPP+ the refiner of sentences.
+
+    Attributes:
+        patterns: The options.
+        ranker: Ranks.
+        refiner: Rewrites sentences; ``None`` is RPP without the plus.
+        is_tolerant: Whether a step goes on although the language model answered no prompt of it,
+            as a server must; every ranking has failed then.
+    """
 
     patterns: Patterns
     ranker: Ranker
     refiner: Refiner | None = None
+    is_tolerant: bool = False
 
-    def step(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
+    def step(
+        self,
+        episodes: Sequence[Episode],
+        actions: Tensor,
+        lengths: Sequence[int],
+        asks: bool = True,
+    ) -> Step:
         """Compose every user's prompt and rank.
 
         Args:
             episodes: ``B`` users; one may stand there several times.
             actions: ``(B, P)``.
             lengths: History length of every prompt.
+            asks: Whether the prompts are sent; if not, every ranking has failed.
 
         Raises:
             InputError: If a prompt does not fit the language model.
@@ -124,10 +143,18 @@ class Environment:
                 episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
                 fits=self.ranker.fits, refine=self.refiner or str,
             )  # fmt: skip
-            rankings = self.ranker.rank(prompts, episodes)
+            rankings = self._rank(prompts, episodes) if asks else [NOT_ASKED] * len(prompts)
             return Step(episodes, actions, lengths, prompts, rankings)
 
         return ask_together(ask)
+
+    def _rank(self, prompts: Sequence[Prompt], episodes: Sequence[Episode]) -> list[Ranking]:
+        if not self.is_tolerant:
+            return self.ranker.rank(prompts, episodes)
+        try:
+            return self.ranker.attempt(prompts, episodes)
+        except LanguageModelError as error:
+            return [failed_ranking(str(error))] * len(prompts)
 
     def step_static(self, episodes: Sequence[Episode], prompts: Sequence[StaticPrompt]) -> Step:
         """Static prompts for every user: ``len(episodes) * len(prompts)``, user by user."""
@@ -161,6 +188,7 @@ def rollout(
     policy: Policy[C],
     episodes: Sequence[Episode],
     n_steps: int,
+    asks_last: bool = True,
 ) -> Iterator[Transition[C]]:
     """Play one episode per user, step by step.
 
@@ -173,6 +201,7 @@ def rollout(
         policy: Chooses the actions.
         episodes: ``B`` users.
         n_steps: Steps ``T`` to play.
+        asks_last: Whether the prompts of the last step are sent, or only composed.
     """
     patterns = environment.patterns
     lengths = patterns.first_lengths(len(episodes))
@@ -181,7 +210,8 @@ def rollout(
     for number in range(n_steps):
         decision = policy(state, number, episodes)
         lengths = patterns.next_lengths(decision.actions.tolist(), lengths)
-        step = environment.step(episodes, decision.actions, lengths)
+        asks = asks_last or number < n_steps - 1
+        step = environment.step(episodes, decision.actions, lengths, asks)
         observation = states.observe(step) if number < n_steps - 1 else None
         yield Transition(number, state, decision, step, observation, before)
         if observation is not None:

@@ -102,6 +102,16 @@ def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | 
             f"there is no checkpoint {path}: run `python train.py fit` with the same --config"
             f" first, or name {named} with --ckpt_path"
         )
+    read_checkpoint(path)
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint: plain values and tensors, nothing else is unpickled.
+
+    Raises:
+        InputError: If it is damaged, or no checkpoint.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -114,7 +124,7 @@ def resolve_checkpoint(subcommand: str, given: str | None, name: str) -> Path | 
             f"{path} is no checkpoint of a fit, but holds weights or tensors alone: name"
             f" {BEST} or {LAST} of a run with --ckpt_path"
         )
-    return path
+    return content
 
 
 def check_trainer(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Types shared by all packages: items, episodes, rankings, choices, errors.
+"""Types shared by all packages: items, requests, episodes, rankings, choices, errors.
 
 Every type validates its fields, so that no later stage has to check again.
 """
@@ -27,7 +27,7 @@ MAX_SEED = 2**63 - 1
 """The largest seed that every generator takes."""
 
 PROFILE = ("gender", "age", "occupation")
-"""User attributes: the keys of :attr:`Episode.profile`."""
+"""User attributes: the keys of :attr:`Request.profile`."""
 
 ReplyStatus = Literal["valid", "repaired", "unusable", "failed"]
 """Whether the reply named all candidates, some, none, or the call failed."""
@@ -71,59 +71,55 @@ def final_scoring() -> Iterator[None]:
         _scoring.reset(token)
 
 
+UNKNOWN = -1
+"""Number of an item or a user that the policy's data do not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of the catalogue: its row in ``items.parquet`` and the title a prompt shows."""
+    """An item: its row in ``items.parquet`` and the title a prompt shows.
+
+    An item with the row :data:`UNKNOWN` has no collaborative vector and is ranked by its title.
+    """
 
     index: int
     title: str
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One user facing one fixed list of candidates (paper, section 2).
+class Request:
+    """One user and a list of candidates to rank: all that a prompt and its ranking need.
 
     Attributes:
-        user: Row of the user in ``users.parquet``.
-        history: The user's interactions before the target, oldest first; never empty.
-        candidates: ``M`` items in the order shown, exactly one of them the target.
-        withheld: Position of the target in ``candidates``, from 0. Read :attr:`target` instead.
-        split: Which interaction is withheld. Only ``"test"`` is guarded.
+        user: Row of the user in ``users.parquet``, or :data:`UNKNOWN`.
+        history: The user's interactions, oldest first; possibly none.
+        candidates: ``M`` items in the order shown.
         user_id: The user's name in the raw data.
         profile: Known attributes of the user (gender, age, occupation), possibly none.
         number: Which of the user's episodes: 0 has the latest target, 1 the one before it.
 
     Raises:
-        InputError: If the history is empty, the target is no position of the list, an item stands
-            twice in the list, or two candidates share a title and so could not be told apart.
+        InputError: If an item stands twice in the list, or two candidates share a title and so
+            could not be told apart.
     """
 
     user: int
     history: tuple[Item, ...]
     candidates: tuple[Item, ...]
-    withheld: int = field(repr=False)
-    split: Split = "train"
-    user_id: str = ""
-    profile: Mapping[str, str] = field(default_factory=dict)
-    number: int = 0
+    user_id: str = field(default="", kw_only=True)
+    profile: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    number: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse an episode that cannot be played."""
-        name = self.user_id or str(self.user)
-        if not self.history:
-            raise InputError(f"user {name} has an empty history: raise min_interactions")
-        if not 0 <= self.withheld < len(self.candidates):
-            raise InputError(
-                f"user {name}: target position {self.withheld} is not among"
-                f" {len(self.candidates)} candidates"
-            )
-        if len({item.index for item in self.candidates}) < len(self.candidates):
-            raise InputError(f"user {name} has an item twice among the candidates")
+        """Refuse candidates that cannot be told apart."""
+        known = [item.index for item in self.candidates if item.index != UNKNOWN]
+        if len(set(known)) < len(known):
+            raise InputError(f"{self.name} has an item twice among the candidates")
         titles = [normalise(item.title) for item in self.candidates]
         if len(set(titles)) < len(titles):
             twice = next(title for title in titles if titles.count(title) > 1)
             raise InputError(
-                f"user {name} has two candidates with the title {twice!r}:"
+                f"{self.name} has two candidates with the title {twice!r}:"
                 " rename one in the titles table or draw other candidates"
             )
 
@@ -131,6 +127,41 @@ class Episode:
     def key(self) -> tuple[int, ...]:
         """What random draws of this episode depend on; for a user's latest one the user alone."""
         return (self.user, self.number) if self.number else (self.user,)
+
+    @property
+    def name(self) -> str:
+        """The user, in messages."""
+        if self.user_id or self.user != UNKNOWN:
+            return f"user {self.user_id or self.user}"
+        return "the user"
+
+
+@dataclass(frozen=True)
+class Episode(Request):
+    """One user facing one fixed list of candidates with a known target (paper, section 2).
+
+    Attributes:
+        withheld: Position of the target in ``candidates``, from 0. Read :attr:`target` instead.
+        split: Which interaction is withheld. Only ``"test"`` is guarded.
+
+    Raises:
+        InputError: If the history is empty, the target is no position of the list, or the list is
+            none that a :class:`Request` can have.
+    """
+
+    withheld: int = field(repr=False)
+    split: Split = "train"
+
+    def __post_init__(self) -> None:
+        """Refuse an episode that cannot be played."""
+        if not self.history:
+            raise InputError(f"{self.name} has an empty history: raise min_interactions")
+        if not 0 <= self.withheld < len(self.candidates):
+            raise InputError(
+                f"{self.name}: target position {self.withheld} is not among"
+                f" {len(self.candidates)} candidates"
+            )
+        super().__post_init__()
 
     @property
     def target(self) -> int:
@@ -142,7 +173,7 @@ class Episode:
         """
         if self.split == "test" and not _scoring.get():
             raise TargetAccessError(
-                f"the test target of user {self.user_id or self.user} was read before the final"
+                f"the test target of {self.name} was read before the final"
                 " scoring: test users may not influence any choice"
             )
         return self.withheld
@@ -158,12 +189,14 @@ class Ranking:
         n_named: How many of them, from the top, the reply itself named; the rest was appended.
         status: ``valid`` (all named), ``repaired`` (some), ``unusable`` (none) or ``failed``.
         reply: The text that came back, untouched; the reason of a failure.
+        scores: Log-probability by position in ``Episode.candidates``, where the decoding has them.
     """
 
     order: tuple[int, ...]
     n_named: int
     status: ReplyStatus
     reply: str = ""
+    scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a ranking that is no permutation or contradicts its own status."""
@@ -176,6 +209,8 @@ class Ranking:
             raise ValueError(
                 f"{self.n_named} of {n_candidates} named contradicts status {self.status!r}"
             )
+        if self.scores and len(self.scores) != n_candidates:
+            raise ValueError(f"{len(self.scores)} scores for {n_candidates} candidates")
 
     @property
     def failed(self) -> bool:
@@ -194,13 +229,14 @@ class Choice:
     actions: Tensor
 
 
-def arbitrary_order(episode: Episode, seed: int) -> list[int]:
+def arbitrary_order(episode: Request, seed: int) -> list[int]:
     """Candidate positions in an order independent of target and display.
 
     Used for candidates missing from a reply and to break ties. It depends only on the seed, the
     user, which of the user's episodes it is, and the set of candidates.
     """
-    by_item = sorted(range(len(episode.candidates)), key=lambda k: episode.candidates[k].index)
+    items = [(item.index, item.title) for item in episode.candidates]
+    by_item = sorted(range(len(items)), key=items.__getitem__)
     name = crc32((episode.user_id or str(episode.user)).encode())
     rng = np.random.default_rng([seed, name, *episode.key[1:]])
     return [by_item[k] for k in rng.permutation(len(by_item))]

@@ -75,6 +75,19 @@ class JointActorCritic(nn.Module):
         hidden = self.trunk(state)
         return padded_log_probs([head(hidden) for head in self.heads])
 
+    def marginals(self, state: Tensor, n_actions: Sequence[int]) -> Tensor:
+        """Probability of every option of every pattern, ``(B, P, A)``.
+
+        Args:
+            state: ``(B, D)``.
+            n_actions: Number of options of each of the ``P`` patterns.
+        """
+        probs = self.log_probs(state).exp()
+        if self.prompts is None:
+            return probs
+        contains = nn.functional.one_hot(self.prompts, max(n_actions)).to(probs)  # (N, P, A)
+        return torch.einsum("bn,npa->bpa", probs[:, 0], contains)
+
     def forward(
         self,
         state: Tensor,

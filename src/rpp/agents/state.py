@@ -20,8 +20,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
-from rpp.types import Episode, Ranking
+from rpp.types import UNKNOWN, Ranking, Request
 
 Pooling = Literal["gru", "mean"]
 """How the vectors of the ranked items are pooled into one."""
@@ -34,11 +35,13 @@ class Observation:
     Attributes:
         prompts: Encodings of the prompts sent, ``(B, E)``.
         items: Vectors of the ranked items, best first, ``(B, M, I)``; zeros where the language
-            model failed.
+            model failed, for items without a vector, and behind shorter lists.
+        n_items: Length of every list, ``(B,)``; ``None``: all have ``M``.
     """
 
     prompts: Tensor
     items: Tensor
+    n_items: Tensor | None = None
 
 
 class StateEncoder(nn.Module):
@@ -82,36 +85,53 @@ class StateEncoder(nn.Module):
         return normalised
 
     def observe(
-        self, encodings: Tensor, rankings: Sequence[Ranking], episodes: Sequence[Episode]
+        self, encodings: Tensor, rankings: Sequence[Ranking], episodes: Sequence[Request]
     ) -> Observation:
         """Collect the input of the next state.
 
         Args:
             encodings: ``(B, E)``.
             rankings: ``B`` rankings.
-            episodes: The ranked users.
+            episodes: The ranked users; their lists may differ in length.
         """
         device = self.item_vectors.device
-        rows = torch.tensor(
-            [
+        ranked = [
+            torch.tensor(
                 [
                     episode.candidates[k].index
                     for k in ranking.order or range(len(episode.candidates))
                 ]
-                for ranking, episode in zip(rankings, episodes, strict=True)
-            ],
-            device=device,
-        )
-        items = self.item_vectors[rows] * self.item_scale
+            )
+            for ranking, episode in zip(rankings, episodes, strict=True)
+        ]
+        rows = pad_sequence(ranked, batch_first=True, padding_value=UNKNOWN).to(device)
         failed = torch.tensor([ranking.failed for ranking in rankings], device=device)
-        return Observation(encodings.to(device), items.masked_fill(failed[:, None, None], 0.0))
+        absent = (rows == UNKNOWN) | failed[:, None]
+        items = self.item_vectors[rows.masked_fill(absent, 0)] * self.item_scale
+        n_items = torch.tensor([len(each) for each in ranked])
+        return Observation(
+            encodings.to(device),
+            items.masked_fill(absent[..., None], 0.0),
+            None if (n_items == rows.shape[1]).all() else n_items,
+        )
 
     def forward(self, observation: Observation) -> Tensor:
         """The state after a step, ``(B, D)`` (Eq. 4)."""
         prompt = self.prompt_norm(self.projection(observation.prompts))
-        if self.pooling == "gru":
-            ranking = self.gru(observation.items)[1][0]
-        else:
-            ranking = self.mean_map(observation.items.mean(dim=1))
-        state: Tensor = prompt + self.ranking_norm(ranking)
+        state: Tensor = prompt + self.ranking_norm(self._pooled(observation))
         return state
+
+    def _pooled(self, observation: Observation) -> Tensor:
+        """Every ranking as one vector, ``(B, D)``."""
+        items, n_items = observation.items, observation.n_items
+        if self.pooling == "mean":
+            mean = items.mean(dim=1)
+            if n_items is not None:
+                mean = items.sum(dim=1) / n_items[:, None].to(items)
+            pooled: Tensor = self.mean_map(mean)
+            return pooled
+        lists: Tensor | PackedSequence = items
+        if n_items is not None:
+            lists = pack_padded_sequence(items, n_items, batch_first=True, enforce_sorted=False)
+        last: Tensor = self.gru(lists)[1][0]
+        return last

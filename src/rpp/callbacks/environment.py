@@ -8,9 +8,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rpp.arguments import RecordsArguments, described
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.learners.client import RankerClient, Stage
 from rpp.llms.base import LanguageModel
@@ -19,16 +21,21 @@ from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
 from rpp.processes import ask_together, gather
 from rpp.prompts.compose import Layout
+from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Decoding, Ranker
+from rpp.rollout import Environment
 from rpp.terminal import print_result
 from rpp.types import HELD_OUT, InputError, LanguageModelStop
+
+SETTINGS = "environment settings"
+"""Key of a checkpoint: class and arguments, or why they cannot be written down."""
 
 N_CALIBRATION = 8
 """Number of prompts for estimating time and tokens; the stage needs them anyway."""
 
 
-class RewardEnvironment(Callback):
+class RewardEnvironment(RecordsArguments, Callback):
     """Owns the ranker: a frozen language model that turns prompts into rankings.
 
     The model is not a submodule: it is in no checkpoint, no optimizer and no DDP group.
@@ -102,13 +109,36 @@ class RewardEnvironment(Callback):
         if not isinstance(pl_module, RankerClient):
             return
         if self.ranker is None:
-            self.ranker = self._make_ranker(trainer)
+            self.ranker = self.make_ranker(
+                trainer.strategy.root_device, trainer.global_rank, trainer.world_size
+            )
             self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker
         if self.refiner is not None:
-            pl_module.refiner = self._make_refiner(pl_module, self.ranker)
+            pl_module.refiner = self._make_refiner(pl_module.patterns, self.ranker)
 
-    def _make_ranker(self, trainer: Trainer) -> Ranker:
+    def make(self, patterns: Patterns, device: torch.device) -> Environment:
+        """The environment of a process by itself, without a trainer.
+
+        Args:
+            patterns: The options.
+            device: Where a model in this process works.
+        """
+        ranker = self.make_ranker(device)
+        refiner = None if self.refiner is None else self._make_refiner(patterns, ranker)
+        return Environment(patterns, ranker, refiner, is_tolerant=True)
+
+    def make_ranker(self, device: torch.device, rank: int = 0, n_processes: int = 1) -> Ranker:
+        """Make the ranker.
+
+        Args:
+            device: Where a model in this process works.
+            rank: Number of the learner process.
+            n_processes: Learner processes that share the budget.
+
+        Raises:
+            InputError: If no language model is given.
+        """
         if self.llm is None:
             raise InputError(
                 "no language model: set environment.llm.class_path, for example by --config"
@@ -116,9 +146,9 @@ class RewardEnvironment(Callback):
             )
         for llm in {id(llm): llm for llm in (self.llm, self.refiner)}.values():
             if isinstance(llm, HuggingFaceLanguageModel):
-                llm.place(trainer.strategy.root_device, self.memory_gb)
+                llm.place(device, self.memory_gb)
             if isinstance(llm, LanguageModel):
-                llm.share(trainer.world_size)
+                llm.share(n_processes)
         folder = None if self.cache_dir is None else Path(self.cache_dir).expanduser()
         if self.cache_dir == "auto":
             folder = default_folder()
@@ -130,7 +160,7 @@ class RewardEnvironment(Callback):
             layout=self.layout,
             seed=self.seed,
             cache=ReplyCache(folder, self.cache_gb),
-            max_calls=self._own_calls(trainer.global_rank, trainer.world_size),
+            max_calls=self._own_calls(rank, n_processes),
         )
 
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
@@ -154,12 +184,21 @@ class RewardEnvironment(Callback):
             return None
         return self.max_calls // n_processes + (rank < self.max_calls % n_processes)
 
-    def _make_refiner(self, client: RankerClient, ranker: Ranker) -> Refiner:
+    def _make_refiner(self, patterns: Patterns, ranker: Ranker) -> Refiner:
         """A refiner; it shares the ranker's model if both are the same."""
         llm = ranker.llm
         if isinstance(self.refiner, LanguageModel) and self.refiner.fingerprint != llm.fingerprint:
             llm = llm.beside(self.refiner)
-        return Refiner(llm, client.patterns, ranker.display.answer, self.refine_draw)
+        return Refiner(llm, patterns, ranker.display.answer, self.refine_draw)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the settings down, so that the policy can be used as it was trained."""
+        try:
+            checkpoint[SETTINGS] = described(self)
+        except InputError as error:  # a model made by hand, of functions for example
+            checkpoint[SETTINGS] = str(error)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the budget before the fit begins."""

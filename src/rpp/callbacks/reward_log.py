@@ -75,12 +75,12 @@ def _rows(learner: PromptLearner[Any]) -> Iterator[dict[str, Any]]:
         "environment": environment_fingerprint(learner.environment_metadata),
     }
     for step, (number, log_prob) in zip(learner.train_steps, learner.train_draws, strict=True):
-        for row in _rows_of_step(step, log_prob, learner.data.item_ids):
+        for row in _rows_of_step(step, log_prob, learner.data.directory.item_ids):
             yield same | {"step": number} | row
 
 
 def _rows_of_step(
-    step: Step, log_prob: Tensor | None, item_ids: list[str]
+    step: Step, log_prob: Tensor | None, item_ids: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """What is the episode's own.
 

@@ -7,6 +7,7 @@ Subclass :class:`PromptLearner`, say in ``act`` what it chooses and in Lightning
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -193,8 +194,10 @@ class PromptLearner(PromptPolicy[C]):
 
         With a refiner also the sentences chosen, which it reworded.
         """
-        step = self.play(batch, self.greedy)[-1]
-        parts = self.patterns.parts
+        known = batch if self.moved is None else self.moved(batch)
+        with torch.no_grad():
+            last = [*self.rollout(known, self.greedy, int(self.inference_steps))][-1]
+        parts, item_ids = self.patterns.parts, self.data.directory.item_ids
         return [
             {
                 "user": episode.user_id,
@@ -202,12 +205,32 @@ class PromptLearner(PromptPolicy[C]):
                 **(
                     {"chosen": dict(zip(parts, prompt.chosen, strict=True))} if self.refiner else {}
                 ),
+                "probabilities": probabilities,
                 "prompt": prompt.text,
                 "ranking": [episode.candidates[k].title for k in ranking.order],
+                "items": [item_ids[episode.candidates[k].index] for k in ranking.order],
+                "scores": [finite(ranking.scores[k]) for k in ranking.order if ranking.scores],
                 "status": ranking.status,
+                "reply": ranking.reply,
             }
-            for episode, prompt, ranking in zip(batch, step.prompts, step.rankings, strict=True)
+            for episode, prompt, ranking, probabilities in zip(
+                batch,
+                last.step.prompts,
+                last.step.rankings,
+                self.option_probabilities(last),
+                strict=True,
+            )
         ]
+
+    @torch.no_grad()
+    def option_probabilities(self, transition: Transition[C]) -> list[dict[str, list[float]]]:
+        """Probability of every option by pattern, of every user; empty where there is none."""
+        users = transition.step.episodes
+        probs = self.probabilities(transition.state, transition.number, users)
+        if probs is None:
+            return [{} for _ in users]
+        sizes = [*zip(self.patterns.names, self.patterns.n_actions, strict=True)]
+        return [{name: row[k][:n] for k, (name, n) in enumerate(sizes)} for row in probs.tolist()]
 
     # -- budget ------------------------------------------------------------------------------
 
@@ -240,3 +263,8 @@ class PromptLearner(PromptPolicy[C]):
             static = self.static
             episodes = [episode for batch in self.data.test_dataloader() for episode in batch]
         self.environment.step_static(episodes[:n_prompts], [static])
+
+
+def finite(score: float) -> float | None:
+    """A score as JSON can write it: minus infinity, for what is not among the best, is none."""
+    return score if math.isfinite(score) else None

@@ -14,10 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rpp.agents.state import Observation
+from rpp.arguments import RecordsArguments
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.vectors import CollaborativeVectors
 from rpp.learners import checkpoint as checkpoints
-from rpp.learners.arguments import RecordsArguments
+from rpp.learners import portable
 from rpp.learners.client import RankerClient
 from rpp.prompts.patterns import load_patterns
 from rpp.rollout import C, Policy, Step, Transition, rollout, uniforms
@@ -28,7 +29,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
     """Chooses an option of every pattern for every user.
 
     Args:
-        patterns: YAML file with the sentences of each pattern.
+        patterns: YAML file with the sentences of each pattern, or its content.
         n_candidates: Number ``M`` of candidates; the reward is NDCG@M.
         n_steps: Steps ``T`` of an episode in training and validation; inference plays as many of
             them as rank the validation users best.
@@ -43,13 +44,14 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
 
     Attributes:
         trained_in: The environment of the checkpoint the weights come from.
+        moved: Finds the policy's rows of users and items; ``None``: they are those of the data.
     """
 
     inference_steps: Tensor
 
     def __init__(
         self,
-        patterns: str = "conf/patterns/movies.yaml",
+        patterns: str | dict[str, Any] = "conf/patterns/movies.yaml",
         n_candidates: int = 10,
         n_steps: int = 15,
         policy_seed: int = 0,
@@ -63,7 +65,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
             n_steps=(n_steps, 1),
             policy_seed=(policy_seed, 0),
         )
-        self.patterns_file = patterns
+        self.patterns_file = patterns if isinstance(patterns, str) else "patterns"
         self.patterns = load_patterns(patterns, n_sentences, history_lengths)
         if learn is not None:
             self.patterns = self.patterns.learning(learn)
@@ -74,6 +76,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         self.is_built = False
         self.trained_in: dict[str, str] = {}
         self.n_epochs_done = 0  # of the checkpoint
+        self.moved: portable.Moved | None = None
 
     # -- what a subclass says ----------------------------------------------------------------
 
@@ -95,6 +98,20 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
             draws: Numbers in [0, 1) that decide what is drawn from the policy, ``(B, P)``;
                 ``None`` asks for the best choice.
         """
+
+    def probabilities(
+        self, state: Tensor, number: int, episodes: Sequence[Episode]
+    ) -> Tensor | None:
+        """Probability of every option, ``(B, P, A)``; ``None``: the policy has none.
+
+        ``A`` is the largest number of options; a pattern with fewer has zeros behind them.
+
+        Args:
+            state: ``(B, D)``.
+            number: The step's number in its episode, from 0.
+            episodes: ``B`` users.
+        """
+        return None
 
     def build_policy(self, device: torch.device) -> None:
         """Make what is learnt; :attr:`patterns` and :attr:`vectors` are known.
@@ -155,16 +172,28 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
                 "there is nothing to choose: every pattern to learn in"
                 f" {self.patterns_file} has a single option"
             )
-        self.vectors: CollaborativeVectors = data.vectors
-        self.data_summary: dict[str, Any] = data.summary
-        name = str(self.data_summary["settings"]["name"])
-        n_listed = self.data_summary["settings"]["n_candidates"]
+        name = str(data.summary["settings"]["name"])
+        n_listed = data.summary["settings"]["n_candidates"]
         if n_listed != self.n_candidates:
             raise InputError(
                 f"users of {name} have {n_listed} candidates and model.n_candidates is"
                 f" {self.n_candidates}: set both alike"
             )
         self.patterns.check_profiles(data.people(), name)
+        self.build_for(data.vectors, data.summary, device)
+
+    def build_for(
+        self, vectors: CollaborativeVectors, data_summary: dict[str, Any], device: torch.device
+    ) -> None:
+        """Make the policy, untrained, without a look at the users.
+
+        Args:
+            vectors: The vectors the state begins with.
+            data_summary: Summary of the data set they are of.
+            device: Where frozen parts work.
+        """
+        self.vectors = vectors
+        self.data_summary = data_summary
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.policy_seed)
             self.build_policy(device)
@@ -228,6 +257,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         """Write down what the weights belong to."""
         checkpoint[checkpoints.PROVENANCE] = self.provenance
         checkpoint[checkpoints.ENVIRONMENT] = self.environment_metadata
+        checkpoint[portable.POLICY] = portable.pack(self, self.data.directory)
         if self.refiner is not None:
             checkpoint[checkpoints.REFINEMENTS] = self.refiner.answers
 
@@ -251,8 +281,27 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
                 f"This policy was trained in another environment ({changes}): what follows shows"
                 " how well it transfers."
             )
+        if self.trainer.state.fn == "predict":
+            self._outlive_data(checkpoint)
         checkpoints.check_provenance(theirs, self.provenance)
         checkpoints.check_shapes(checkpoint["state_dict"], self.state_dict())
+
+    def _outlive_data(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the vectors of the fit where users, items or interactions have come since.
+
+        Another data set is refused as everywhere, by the provenance.
+        """
+        now = self.data_summary
+        if portable.POLICY not in checkpoint:
+            return
+        carried = portable.unpack(checkpoint)
+        then = carried.summary
+        is_same_set = then["settings"]["name"] == now["settings"]["name"]
+        if not is_same_set or then["fingerprint"] == now["fingerprint"]:
+            return
+        self.moved = portable.Moved.between(self.data.directory, carried.directory)
+        rank_zero_info(f"The data have changed since the fit: {self.moved} are new to the policy.")
+        self.build_for(carried.vectors, then, self.trainer.strategy.root_device)
 
     def _check_epochs(self) -> None:
         n_epochs = self.trainer.max_epochs

@@ -91,6 +91,10 @@ class PPO(NeuralLearner[JointDecision]):
         decision: JointDecision = self.agents(state, draws, self.horizon(number))
         return self.checked(decision)
 
+    def probabilities(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Tensor:
+        """The agent's policy by pattern, ``(B, P, A)``; PPO-1: the marginals of whole prompts."""
+        return self.agents.marginals(state, self.patterns.n_actions)
+
     @property
     def learning_rates(self) -> tuple[float]:
         """That of everything."""

@@ -87,6 +87,10 @@ class RPP(NeuralLearner[Decision]):
         decision: Decision = self.agents(state, draws, self.horizon(number))
         return self.checked(decision)
 
+    def probabilities(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Tensor:
+        """The actors' policies, ``(B, P, A)``."""
+        return self.agents.log_probs(state).exp()
+
     @property
     def learning_rates(self) -> tuple[float, float]:
         """Of actors and state encoder, and of critics."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rpp.arguments import RecordsArguments
 from rpp.types import InputError, LanguageModelError
 
 
@@ -47,7 +48,7 @@ class Usage:
     reply_tokens: int = 0
 
 
-class LanguageModel(ABC):
+class LanguageModel(RecordsArguments, ABC):
     """A frozen language model.
 
     Subclass it for your own model and name the class in the YAML

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from rpp.prompts.options import Answer, filled
 from rpp.prompts.patterns import SENTENCES, Patterns
-from rpp.types import Episode, InputError, Item
+from rpp.types import InputError, Item, Request
 
 Layout = Literal["paper", "history_first"]
 
@@ -68,7 +68,7 @@ def identifier(position: int) -> str:
 
 
 def compose(
-    episodes: Sequence[Episode],
+    episodes: Sequence[Request],
     patterns: Patterns,
     actions: Sequence[Sequence[int]],
     lengths: Sequence[int],
@@ -85,7 +85,7 @@ def compose(
         actions: ``(B, P)`` indices in the order of ``Patterns.names``.
         lengths: ``l_t`` of every user, the number of most recent interactions to show; all
             where there are fewer.
-        display: Which parts are shown.
+        display: Which parts are shown. A user without a history has no heading of one either.
         fits: Whether a text fits into the language model's context. Until it does, the oldest
             interaction is omitted; candidates never are.
         refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history and
@@ -104,7 +104,7 @@ def compose(
 
 
 def _compose(
-    episode: Episode,
+    episode: Request,
     patterns: Patterns,
     actions: tuple[int, ...],
     length: int,
@@ -128,10 +128,10 @@ def _compose(
         names = [identifier(k) for k in range(len(episode.candidates))]
         candidates = _listed(fill(patterns.candidates_heading), names, episode.candidates)
     wanted = min(length, len(episode.history))
-    for n_history in range(wanted, 0, -1):
+    for n_history in range(wanted, min(wanted, 1) - 1, -1):
         numbers = [str(number) for number in range(1, n_history + 1)]
-        past = episode.history[-n_history:]
-        history = _listed(fill(patterns.history_heading), numbers, past)
+        past = episode.history[len(episode.history) - n_history :]
+        history = _listed(fill(patterns.history_heading), numbers, past) if past else []
         if display.layout == "paper":
             lines = [*opening, *history, *candidates, *closing]
         else:
@@ -150,8 +150,8 @@ def _compose(
                 chosen=tuple(originals[pattern] for pattern in patterns.parts),
             )
     raise InputError(
-        f"the prompt of user {episode.user_id or episode.user} does not fit the language model's"
-        " context even with one past item: use a model with a longer context or fewer candidates"
+        f"the prompt of {episode.name} does not fit the language model's context even with at most"
+        " one past item: use a model with a longer context or fewer candidates"
     )
 
 

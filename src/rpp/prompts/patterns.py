@@ -147,6 +147,14 @@ class Patterns:
             del content["profile"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The same patterns as a file's content, for :func:`load_patterns`."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for section in ("history", "profile", "manual"):
+            content[section] = {k: each for k, each in (content[section] or {}).items() if each}
+        return {section: each for section, each in content.items() if each}
+
     def describe(self, pattern: str, action: int, answer: Answer = "titles") -> str:
         """One option in words, for logs and charts."""
         if pattern == "history":
@@ -264,14 +272,14 @@ def check_braces(sentence: str) -> None:
 
 
 def load_patterns(
-    path: str | Path,
+    path: str | Path | Mapping[str, Any],
     n_sentences: int | None = None,
     history_lengths: Sequence[int] | None = None,
 ) -> Patterns:
     """Read a domain's patterns from YAML.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         n_sentences: Sentences of each pattern at most, see :meth:`Patterns.first`.
         history_lengths: History lengths instead of the file's.
 
@@ -279,8 +287,7 @@ def load_patterns(
         InputError: If the file is missing or malformed, a key is unknown or missing, a pattern is
             empty, or a sentence is no text.
     """
-    path = Path(path)
-    content = parsed_with_base(path)
+    content = path if isinstance(path, Mapping) else parsed_with_base(Path(path))
     try:
         given = keys(content, Patterns)
         patterns = Patterns(
@@ -294,7 +301,8 @@ def load_patterns(
             manual=section(given, "manual", manual_prompt) if "manual" in given else None,
         )
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        place = "patterns" if isinstance(path, Mapping) else path
+        raise InputError(f"{place}: {error}") from None
     if n_sentences is not None:
         patterns = patterns.first(n_sentences)
     if history_lengths is None:
