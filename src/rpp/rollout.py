@@ -18,6 +18,7 @@ from rpp.agents.state import Observation
 from rpp.metrics import ndcg, target_ranks
 from rpp.processes import ask_together
 from rpp.prompts.compose import Prompt, compose
+from rpp.prompts.evidence import Evidence
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.prompts.static import StaticPrompt
@@ -91,11 +92,19 @@ class Transition(Generic[C]):
 
 @dataclass(frozen=True)
 class Environment:
-    """What answers a choice: the options, the ranker, and for RPP+ the refiner of sentences."""
+    """What answers a choice: the options, the ranker, and what some options need.
+
+    Attributes:
+        patterns: The options.
+        ranker: Answers the prompts.
+        refiner: Rewrites the sentences of RPP+.
+        evidence: Ranks the candidates for the pattern ``evidence``.
+    """
 
     patterns: Patterns
     ranker: Ranker
     refiner: Refiner | None = None
+    evidence: Evidence | None = None
 
     def step(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
         """Compose every user's prompt and rank.
@@ -113,7 +122,7 @@ class Environment:
         def ask() -> Step:
             prompts = compose(
                 episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
-                fits=self.ranker.fits, refine=self.refiner or str,
+                fits=self.ranker.fits, refine=self.refiner or str, evidence=self.evidence,
             )  # fmt: skip
             rankings = self.ranker.rank(prompts, episodes)
             return Step(episodes, actions, lengths, prompts, rankings)
@@ -128,9 +137,10 @@ class Environment:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What ranks, and who refines; by fingerprint."""
+        """What ranks, who refines, and whose evidence is told; by fingerprint."""
         refiner = {"refiner": self.refiner.fingerprint} if self.refiner else {}
-        return self.ranker.settings | refiner
+        evidence = {"evidence": self.evidence.fingerprint} if self.evidence else {}
+        return self.ranker.settings | refiner | evidence
 
 
 class States(Protocol):

@@ -17,7 +17,7 @@ from rpp.baselines.base import (
     candidate_items,
     validation_ndcg,
 )
-from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.lightgcn import LightGCNSettings, train_lightgcn
 from rpp.data.pretrained import load_or_train
 from rpp.data.vectors import CollaborativeVectors
 from rpp.types import Episode, InputError
@@ -145,5 +145,19 @@ class LightGCN(Recommender):
         self.settings = settings
 
     def learn(self, data: TrainingData) -> Scorer:
-        """Load or train the vectors."""
-        return dot_scorer(load_or_train(data.folder, self.settings))
+        """Load or train the vectors; of a part of the users, they are trained for it."""
+        if not data.left_out:
+            return dot_scorer(load_or_train(data.folder, self.settings))
+        settings = self.settings or LightGCNSettings()
+
+        def make() -> Mapping[str, Tensor]:
+            sizes = data.n_users, data.n_items
+            vectors = train_lightgcn(data.users, data.items, *sizes, settings)
+            return {"users": vectors.users, "items": vectors.items}
+
+        return data.keep(
+            "lightgcn",
+            {"settings": settings},
+            make,
+            lambda tensors: dot_scorer(CollaborativeVectors(tensors["users"], tensors["items"])),
+        )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.learners.client import RankerClient, Stage
 from rpp.llms.base import LanguageModel
@@ -19,10 +20,11 @@ from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
 from rpp.processes import ask_together, gather
 from rpp.prompts.compose import Layout
+from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.terminal import print_result
-from rpp.types import HELD_OUT, InputError, LanguageModelStop
+from rpp.types import HELD_OUT, SPLITS, InputError, LanguageModelStop
 
 N_CALIBRATION = 8
 """Number of prompts for estimating time and tokens; the stage needs them anyway."""
@@ -105,6 +107,8 @@ class RewardEnvironment(Callback):
             self.ranker = self._make_ranker(trainer)
             self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker
+        if pl_module.evidence is None and pl_module.patterns.evidence is not None:
+            pl_module.evidence = self._make_evidence(pl_module.data, pl_module.patterns.evidence)
         if self.refiner is not None:
             pl_module.refiner = self._make_refiner(pl_module, self.ranker)
 
@@ -132,6 +136,15 @@ class RewardEnvironment(Callback):
             cache=ReplyCache(folder, self.cache_gb),
             max_calls=self._own_calls(trainer.global_rank, trainer.world_size),
         )
+
+    def _make_evidence(
+        self, data: EpisodeDataModule, pattern: EvidencePattern
+    ) -> RecommenderEvidence:
+        """The recommenders of the patterns, none of them fitted on a target."""
+        evidence = RecommenderEvidence.read(pattern, data.folder, self.seed)
+        for split in SPLITS:
+            evidence.check(data.episodes(split))
+        return evidence
 
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
         """Warn if an adapter was tuned on validation or test users."""
@@ -238,7 +251,7 @@ class RewardEnvironment(Callback):
         if isinstance(self.refiner, LanguageModel):
             self.refiner.close()
         if isinstance(pl_module, RankerClient):
-            pl_module.ranker = pl_module.refiner = None
+            pl_module.ranker = pl_module.refiner = pl_module.evidence = None
 
 
 def budget(

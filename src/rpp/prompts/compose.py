@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from rpp.prompts.evidence import Evidence, evidence_sentences
 from rpp.prompts.options import Answer, filled
 from rpp.prompts.patterns import SENTENCES, Patterns
 from rpp.types import Episode, InputError, Item
@@ -76,6 +77,7 @@ def compose(
     *,
     fits: Callable[[str], bool] = lambda _: True,
     refine: Callable[[str], str] = lambda sentence: sentence,
+    evidence: Evidence | None = None,
 ) -> list[Prompt]:
     """Compose every user's prompt.
 
@@ -88,41 +90,51 @@ def compose(
         display: Which parts are shown.
         fits: Whether a text fits into the language model's context. Until it does, the oldest
             interaction is omitted; candidates never are.
-        refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history and
-            candidates.
+        refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history,
+            candidates and evidence.
+        evidence: Ranks the candidates for the pattern ``evidence``; the list displayed keeps its
+            order.
 
     Returns:
         One prompt per user.
 
     Raises:
-        InputError: If a prompt does not fit even with one interaction.
+        InputError: If a prompt does not fit even with one interaction, or needs evidence and none
+            is given.
     """
+    options = [patterns.chosen(chosen) for chosen in actions]
+    told = evidence_sentences(
+        patterns.evidence, [each.get("evidence", 0) for each in options], episodes, evidence
+    )
     return [
-        _compose(episode, patterns, tuple(chosen), length, display, fits, refine)
-        for episode, chosen, length in zip(episodes, actions, lengths, strict=True)
+        _compose(episode, patterns, chosen, length, display, fits, refine, sentences)
+        for episode, chosen, length, sentences in zip(episodes, options, lengths, told, strict=True)
     ]
 
 
 def _compose(
     episode: Episode,
     patterns: Patterns,
-    actions: tuple[int, ...],
+    options: Mapping[str, int],
     length: int,
     display: Display,
     fits: Callable[[str], bool],
     refine: Callable[[str], str],
+    evidence: Sequence[str],
 ) -> Prompt:
     def fill(text: str) -> str:
         return filled(text, {"n_candidates": len(episode.candidates)})
 
-    options = patterns.chosen(actions)
     chosen = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}
     sentences = {name: fill(refine(text)) for name, text in chosen.items()}
     about = {}
     if patterns.profile is not None:
         about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
     opening = [_said(text) for text in (sentences["role"], *about.values()) if text]
-    closing = [_said(text) for text in (sentences["reasoning"], sentences["format"]) if text]
+    request = (*evidence, sentences["reasoning"], sentences["format"])
+    closing = [_said(text) for text in request if text]
+    if patterns.evidence is not None:
+        about["evidence"] = " ".join(evidence)
     candidates = []
     if display.show_candidates:
         names = [identifier(k) for k in range(len(episode.candidates))]

@@ -141,6 +141,7 @@ class ManualPrompt:
         reasoning: Number of its reasoning sentence.
         format: Number of its format sentence.
         profile: Parts of the profile it contains.
+        evidence: Number of its option of evidence.
     """
 
     role: int
@@ -148,3 +149,4 @@ class ManualPrompt:
     reasoning: int
     format: int
     profile: tuple[str, ...] = ()
+    evidence: int = 1

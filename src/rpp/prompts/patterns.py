@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.options import (
     Answer,
     FormatSentence,
@@ -23,6 +24,7 @@ from rpp.prompts.options import (
 )
 from rpp.prompts.reading import (
     entries,
+    evidence_pattern,
     format_sentence,
     history_pattern,
     keys,
@@ -36,6 +38,9 @@ from rpp.types import InputError
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
+
+ADDED = ("profile", "evidence")
+"""Patterns that a file may have besides the paper's four."""
 
 PLACEHOLDERS = {"n_candidates"}
 
@@ -52,6 +57,7 @@ class Patterns:
         reasoning: Reasoning-guidance sentences.
         format: Output-format sentences.
         profile: Parts of the user's profile; ``None``: not used.
+        evidence: Best candidates by recommenders; ``None``: not used.
         manual: Options of the patterns that are not learnt.
     """
 
@@ -62,6 +68,7 @@ class Patterns:
     reasoning: tuple[str, ...]
     format: tuple[FormatSentence, ...]
     profile: ProfilePattern | None = None
+    evidence: EvidencePattern | None = None
     manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +88,8 @@ class Patterns:
             self._check_manual(self.manual)
 
     def _check_manual(self, manual: ManualPrompt) -> None:
-        for name in SENTENCES:
+        numbered = SENTENCES if self.evidence is None else (*SENTENCES, "evidence")
+        for name in numbered:
             number, n = getattr(manual, name), self.n_options(name)
             if not 1 <= number <= n:
                 raise InputError(f"manual {name} is {number}: choose a sentence from 1 to {n}")
@@ -92,7 +100,7 @@ class Patterns:
             raise InputError(f"manual profile tells {min(unknown)!r}, the section profile does not")
 
     def texts(self) -> list[str]:
-        """Every text of the file except the profile, in order."""
+        """Every text of the file except profile and evidence, in order."""
         formats = [each for pair in self.format for each in (pair.titles, pair.identifiers)]
         return [
             self.history_heading, self.candidates_heading, *self.role, *self.reasoning, *formats,
@@ -101,8 +109,8 @@ class Patterns:
     @property
     def parts(self) -> tuple[str, ...]:
         """The patterns of a prompt, including those with a single option."""
-        profile = () if self.profile is None else ("profile",)
-        return ("role", "history", "reasoning", "format", *profile)
+        added = (name for name in ADDED if getattr(self, name) is not None)
+        return ("role", "history", "reasoning", "format", *added)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,6 +128,8 @@ class Patterns:
             return self.history.n_actions
         if part == "profile":
             return 0 if self.profile is None else len(self.profile.actions)
+        if part == "evidence":
+            return 0 if self.evidence is None else len(self.evidence.options)
         return len(getattr(self, part))
 
     def chosen(self, actions: Sequence[int]) -> dict[str, int]:
@@ -142,8 +152,9 @@ class Patterns:
         """Hash of wording and order of all options: a policy fits only its own patterns."""
         content = asdict(self)
         del content["manual"]
-        if self.profile is None:
-            del content["profile"]
+        for name in ADDED:
+            if content[name] is None:
+                del content[name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def describe(self, pattern: str, action: int, answer: Answer = "titles") -> str:
@@ -154,6 +165,8 @@ class Patterns:
             return f"+{self.history.increments[action]}"
         if pattern == "profile" and self.profile is not None:
             return ", ".join(self.profile.actions[action]) or "nothing"
+        if pattern == "evidence" and self.evidence is not None:
+            return self.evidence.describe(action)
         option = getattr(self, pattern)[action]
         return str(getattr(option, answer) if isinstance(option, FormatSentence) else option)
 
@@ -183,6 +196,8 @@ class Patterns:
                 fixed[part] = HistoryPattern(lengths=(option,))
             elif part == "profile" and self.profile is not None:
                 fixed[part] = replace(self.profile, choices=(option,))
+            elif part == "evidence" and self.evidence is not None:
+                fixed[part] = replace(self.evidence, options=(self.evidence.options[option - 1],))
             else:
                 fixed[part] = (getattr(self, part)[option - 1],)
         return replace(self, manual=None, **fixed)
@@ -260,6 +275,7 @@ def load_patterns(
             reasoning=texts(given["reasoning"]),
             format=tuple(map(format_sentence, entries(given["format"]))),
             profile=profile_pattern(given["profile"]) if "profile" in given else None,
+            evidence=evidence_pattern(given["evidence"]) if "evidence" in given else None,
             manual=manual_prompt(given["manual"]) if "manual" in given else None,
         )
     except InputError as error:
