@@ -151,10 +151,10 @@ def make_recommender(source: EvidenceSource) -> Recommender:
         InputError: If there is no such recommender, or its arguments are wrong.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Recommender, "source", required=True)
+    parser.add_argument("--source", type=Recommender)
     given = {"class_path": source.class_path, "init_args": dict(source.init_args)}
     try:
-        made = parser.instantiate_classes(parser.parse_object({"source": given}))
+        made = parser.instantiate(parser.parse_object({"source": given}))
     except ArgumentError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"evidence by {source.class_path} is not possible: {reason}") from error
