@@ -234,7 +234,9 @@ class Ranker:
             for rank, k in enumerate(order, start=1)
         )
         n_named = sum(math.isfinite(score) for score in scores)
-        return Ranking(tuple(order), n_named, status_of(n_named, len(order)), reply)
+        status = status_of(n_named, len(order))
+        finite = tuple(scores) if status == "valid" else ()
+        return Ranking(tuple(order), n_named, status, reply, finite)
 
     def _from_reply(
         self, reply: str | LanguageModelError, prompt: Prompt, episode: Episode

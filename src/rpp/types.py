@@ -151,12 +151,14 @@ class Ranking:
         n_named: How many of them, from the top, the reply itself named; the rest was appended.
         status: ``valid`` (all named), ``repaired`` (some), ``unusable`` (none) or ``failed``.
         reply: The text that came back, untouched; the reason of a failure.
+        scores: Score of every candidate in the order shown, of decodings that have them.
     """
 
     order: tuple[int, ...]
     n_named: int
     status: ReplyStatus
     reply: str = ""
+    scores: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a ranking that is no permutation or contradicts its own status."""

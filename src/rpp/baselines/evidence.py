@@ -108,9 +108,7 @@ class RecommenderEvidence:
     def _recommender(self, source: str) -> Recommender:
         recommender = self.recommenders[source]
         if source not in self._fitted:
-            # a folder of its own: other arguments do not replace what it has learnt
-            own = f"{ARTIFACTS_FOLDER}/evidence-{digest(identity(recommender))[:8]}"
-            recommender.fit_to(replace(self.data, artifacts=own))
+            fit_apart(recommender, self.data)
             self._fitted.add(source)
         return recommender
 
@@ -162,6 +160,12 @@ def make_recommender(source: EvidenceSource) -> Recommender:
     return recommender
 
 
+def fit_apart(recommender: Recommender, data: TrainingData) -> None:
+    """Fit a recommender; other arguments or other data do not replace what it has learnt."""
+    own = digest([identity(recommender), data.fingerprint])[:8]
+    recommender.fit_to(replace(data, artifacts=f"{ARTIFACTS_FOLDER}/evidence-{own}"))
+
+
 def identity(recommender: Recommender) -> dict[str, Any]:
     """Class and arguments of a recommender, and of those it is made of."""
     kind = type(recommender)
@@ -182,7 +186,8 @@ def read_fitting_data(folder: Path) -> TrainingData:
     """Training interactions of all users; settings are chosen on users of no episode."""
     data = TrainingData.read(folder)
     taken = {e.user for split in SPLITS for e in load_episodes(folder, split)}
-    return replace(data, validation=tuple(spare_episodes(folder, taken)))
+    name = f"{data.fingerprint} chosen on users of no episode"
+    return replace(data, validation=tuple(spare_episodes(folder, taken)), fingerprint=name)
 
 
 def spare_episodes(
