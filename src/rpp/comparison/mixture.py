@@ -135,7 +135,7 @@ def softmax_weights(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
         w = torch.from_numpy(weights).requires_grad_()
         fit = torch.nn.functional.cross_entropy(features @ w, targets) + ridge * w.square().sum()
         (gradient,) = torch.autograd.grad(fit, w)
-        return float(fit), gradient.numpy()
+        return float(fit.detach()), gradient.numpy()
 
     with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
         features, targets = features.clone(), targets.clone()
