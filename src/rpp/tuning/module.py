@@ -190,7 +190,7 @@ class RankingAdapter(LightningModule):
         if self.listwise_weight:
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
-            loss = loss + self.listwise_weight * listwise.to(loss.dtype)
+            loss = loss + self.listwise_weight * listwise.to(loss)
         counts = torch.tensor([len(batch), not loss.isfinite()], device=self.device)
         n_sequences, n_broken = all_reduce_sum(counts).tolist()
         if n_broken:  # in every process, else the others would wait for this one
