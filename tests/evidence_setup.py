@@ -32,6 +32,9 @@ class Fixed:
         self.asked.append((source, len(episodes)))
         return [self.by_source[source]] * len(episodes)
 
+    def similarities(self, episode):
+        return [float(-k) for k, _ in enumerate(episode.history)]
+
 
 class _Scripted(Recommender):
     """Learns nothing; a subclass scores one episode."""

@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+from torch.nn import functional
 
 from rpp.baselines.base import ARTIFACTS_FOLDER, Recommender, TrainingData, rank
+from rpp.baselines.factorisation import collaborative_vectors
 from rpp.data.episodes import draw_negatives, load_episodes
 from rpp.data.interactions import load_pairs, load_titles
 from rpp.prompts.evidence import EvidencePattern, EvidenceSource, Order
@@ -47,7 +51,7 @@ class RecommenderEvidence:
     folder. It knows users by their history, so it can be asked about users it has never seen.
 
     Args:
-        pattern: The sources.
+        pattern: The sources; ``None``: there are only similarities to be told.
         data: What the recommenders learn from, see :func:`read_fitting_data`.
         seed: Of the order among equal scores.
 
@@ -55,15 +59,18 @@ class RecommenderEvidence:
         InputError: If a source is no recommender, or its arguments are wrong.
     """
 
-    def __init__(self, pattern: EvidencePattern, data: TrainingData, seed: int = 0) -> None:
+    def __init__(self, pattern: EvidencePattern | None, data: TrainingData, seed: int = 0) -> None:
         self.data = data
         self.seed = seed
-        self.recommenders = {name: make_recommender(s) for name, s in pattern.sources.items()}
+        sources = {} if pattern is None else pattern.sources
+        self.recommenders = {name: make_recommender(each) for name, each in sources.items()}
         self._fitted: set[str] = set()
         self._kept: dict[str, dict[Key, Order]] = {name: {} for name in self.recommenders}
 
     @classmethod
-    def read(cls, pattern: EvidencePattern, folder: Path, seed: int = 0) -> RecommenderEvidence:
+    def read(
+        cls, pattern: EvidencePattern | None, folder: Path, seed: int = 0
+    ) -> RecommenderEvidence:
         """Evidence from the training interactions of a prepared folder."""
         return cls(pattern, read_fitting_data(folder), seed)
 
@@ -111,6 +118,21 @@ class RecommenderEvidence:
             fit_apart(recommender, self.data)
             self._fitted.add(source)
         return recommender
+
+    def similarities(self, episode: Episode) -> list[float]:
+        """Highest cosine of every past item to a candidate, by their collaborative vectors."""
+        past, shown = (
+            self._directions[[item.index for item in items]]
+            for items in (episode.history, episode.candidates)
+        )
+        return (past @ shown.T).amax(dim=1).tolist()
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        """Vectors of the items with length 1, ``(n_items, dim)``."""
+        own = replace(self.data, artifacts=f"{ARTIFACTS_FOLDER}/{digest(self.data.fingerprint)}")
+        with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
+            return functional.normalize(collaborative_vectors(own).items, dim=1)
 
     def check(self, episodes: Sequence[Episode]) -> None:
         """Refuse episodes whose target the recommenders may have been fitted on.

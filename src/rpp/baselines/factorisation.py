@@ -146,18 +146,29 @@ class LightGCN(Recommender):
 
     def learn(self, data: TrainingData) -> Scorer:
         """Load or train the vectors; of a part of the users, they are trained for it."""
-        if not data.left_out:
-            return dot_scorer(load_or_train(data.folder, self.settings))
-        settings = self.settings or LightGCNSettings()
+        return dot_scorer(collaborative_vectors(data, self.settings))
 
-        def make() -> Mapping[str, Tensor]:
-            sizes = data.n_users, data.n_items
-            vectors = train_lightgcn(data.users, data.items, *sizes, settings)
-            return {"users": vectors.users, "items": vectors.items}
 
-        return data.keep(
-            "lightgcn",
-            {"settings": settings},
-            make,
-            lambda tensors: dot_scorer(CollaborativeVectors(tensors["users"], tensors["items"])),
-        )
+def collaborative_vectors(
+    data: TrainingData, settings: LightGCNSettings | None = None
+) -> CollaborativeVectors:
+    """LightGCN's vectors: those of the prepared folder, or of a part of its users.
+
+    Args:
+        data: The interactions.
+        settings: How they are trained; by default as those of the prepared folder.
+    """
+    if not data.left_out:
+        return load_or_train(data.folder, settings)
+    settings = settings or LightGCNSettings()
+
+    def make() -> Mapping[str, Tensor]:
+        vectors = train_lightgcn(data.users, data.items, data.n_users, data.n_items, settings)
+        return {"users": vectors.users, "items": vectors.items}
+
+    return data.keep(
+        "lightgcn",
+        {"settings": settings},
+        make,
+        lambda tensors: CollaborativeVectors(tensors["users"], tensors["items"]),
+    )

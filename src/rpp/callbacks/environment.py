@@ -107,7 +107,7 @@ class RewardEnvironment(Callback):
             self.ranker = self._make_ranker(trainer)
             self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker
-        if pl_module.evidence is None and pl_module.patterns.evidence is not None:
+        if pl_module.evidence is None and pl_module.patterns.needs_evidence:
             pl_module.evidence = self._make_evidence(pl_module.data, pl_module.patterns.evidence)
         if self.refiner is not None:
             pl_module.refiner = self._make_refiner(pl_module, self.ranker)
@@ -138,7 +138,7 @@ class RewardEnvironment(Callback):
         )
 
     def _make_evidence(
-        self, data: EpisodeDataModule, pattern: EvidencePattern
+        self, data: EpisodeDataModule, pattern: EvidencePattern | None
     ) -> RecommenderEvidence:
         """The recommenders of the patterns, none of them fitted on a target."""
         evidence = RecommenderEvidence.read(pattern, data.folder, self.seed)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
-from rpp.prompts.evidence import Evidence, evidence_sentences
+from rpp.prompts.evidence import Evidence, evidence_sentences, without_recommenders
 from rpp.prompts.options import Answer, filled
 from rpp.prompts.patterns import SENTENCES, Patterns
+from rpp.prompts.selection import select
 from rpp.types import Episode, InputError, Item
 
 Layout = Literal["paper", "history_first"]
@@ -44,6 +46,7 @@ class Prompt:
         n_dropped: Interactions omitted because they did not fit into the model's context.
         parts: The parts it is composed of: sentences, headings, and titles without numbers.
         chosen: The sentences before a refiner reworded them.
+        history: The interactions shown, oldest first.
     """
 
     text: str
@@ -53,6 +56,7 @@ class Prompt:
     n_dropped: int = 0
     parts: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    history: tuple[Item, ...] = ()
 
 
 def identifier(position: int) -> str:
@@ -85,15 +89,15 @@ def compose(
         episodes: ``B`` users.
         patterns: The options the actions point into.
         actions: ``(B, P)`` indices in the order of ``Patterns.names``.
-        lengths: ``l_t`` of every user, the number of most recent interactions to show; all
-            where there are fewer.
+        lengths: ``l_t`` of every user, the number of interactions to show; all where there are
+            fewer.
         display: Which parts are shown.
         fits: Whether a text fits into the language model's context. Until it does, the oldest
             interaction is omitted; candidates never are.
         refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history,
             candidates and evidence.
         evidence: Ranks the candidates for the pattern ``evidence``; the list displayed keeps its
-            order.
+            order. Selects similar interactions for the pattern ``selection``.
 
     Returns:
         One prompt per user.
@@ -107,7 +111,7 @@ def compose(
         patterns.evidence, [each.get("evidence", 0) for each in options], episodes, evidence
     )
     return [
-        _compose(episode, patterns, chosen, length, display, fits, refine, sentences)
+        _compose(episode, patterns, chosen, length, display, fits, refine, sentences, evidence)
         for episode, chosen, length, sentences in zip(episodes, options, lengths, told, strict=True)
     ]
 
@@ -120,7 +124,8 @@ def _compose(
     display: Display,
     fits: Callable[[str], bool],
     refine: Callable[[str], str],
-    evidence: Sequence[str],
+    told: Sequence[str],
+    evidence: Evidence | None,
 ) -> Prompt:
     def fill(text: str) -> str:
         return filled(text, {"n_candidates": len(episode.candidates)})
@@ -131,10 +136,20 @@ def _compose(
     if patterns.profile is not None:
         about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
     opening = [_said(text) for text in (sentences["role"], *about.values()) if text]
-    request = (*evidence, sentences["reasoning"], sentences["format"])
+    request = (*told, sentences["reasoning"], sentences["format"])
     closing = [_said(text) for text in request if text]
     if patterns.evidence is not None:
-        about["evidence"] = " ".join(evidence)
+        about["evidence"] = " ".join(told)
+    how = "recent"
+    if patterns.selection is not None:
+        about["selection"] = how = patterns.selection[options["selection"]]
+
+    @cache
+    def similarity() -> Sequence[float]:
+        if evidence is None:
+            raise without_recommenders("shows the past items most similar to the candidates")
+        return evidence.similarities(episode)
+
     candidates = []
     if display.show_candidates:
         names = [identifier(k) for k in range(len(episode.candidates))]
@@ -142,7 +157,7 @@ def _compose(
     wanted = min(length, len(episode.history))
     for n_history in range(wanted, 0, -1):
         numbers = [str(number) for number in range(1, n_history + 1)]
-        past = episode.history[-n_history:]
+        past = select(episode.history, n_history, how, similarity)
         history = _listed(fill(patterns.history_heading), numbers, past)
         if display.layout == "paper":
             lines = [*opening, *history, *candidates, *closing]
@@ -160,6 +175,7 @@ def _compose(
                 n_dropped=wanted - n_history,
                 parts=tuple(line.part for line in lines),
                 chosen=tuple(originals[pattern] for pattern in patterns.parts),
+                history=past,
             )
     raise InputError(
         f"the prompt of user {episode.user_id or episode.user} does not fit the language model's"

@@ -91,7 +91,10 @@ def _titles(episode: Episode, positions: Order) -> str:
 
 
 class Evidence(Protocol):
-    """Ranks candidates for the sentences of evidence; blind to targets and displayed order."""
+    """Ranks candidates for the sentences of evidence; blind to targets and displayed order.
+
+    It tells as well how similar past items are to the candidates, for the pattern ``selection``.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +106,13 @@ class Evidence(Protocol):
         Args:
             source: Name of the source.
             episodes: ``B`` users; their targets are not looked at.
+        """
+
+    def similarities(self, episode: Episode) -> Sequence[float]:
+        """Similarity of every past item to the candidates; larger is more similar.
+
+        Args:
+            episode: The user, whose target is not looked at.
         """
 
 
@@ -131,10 +141,7 @@ def evidence_sentences(
         if not rows:
             continue
         if evidence is None:
-            raise InputError(
-                f"a prompt names the candidates of {source}, but no recommenders are at hand: use"
-                " patterns without evidence here"
-            )
+            raise without_recommenders(f"names the candidates of {source}")
         orders = evidence.orders(source, [episodes[row] for row in rows])
         for row, order in zip(rows, orders, strict=True):
             best[row][source] = order
@@ -142,3 +149,10 @@ def evidence_sentences(
         pattern.sentences(option, episode, known)
         for option, episode, known in zip(options, episodes, best, strict=True)
     ]
+
+
+def without_recommenders(what: str) -> InputError:
+    """What is to be said where a prompt needs recommenders and there are none."""
+    return InputError(
+        f"a prompt {what}, but no recommenders are at hand: use patterns without that here"
+    )

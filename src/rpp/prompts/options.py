@@ -142,6 +142,7 @@ class ManualPrompt:
         format: Number of its format sentence.
         profile: Parts of the profile it contains.
         evidence: Number of its option of evidence.
+        selection: Number of its way to select the history.
     """
 
     role: int
@@ -150,3 +151,4 @@ class ManualPrompt:
     format: int
     profile: tuple[str, ...] = ()
     evidence: int = 1
+    selection: int = 1

@@ -34,12 +34,13 @@ from rpp.prompts.reading import (
     text,
     texts,
 )
+from rpp.prompts.selection import check_selections
 from rpp.types import InputError
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
 
-ADDED = ("profile", "evidence")
+ADDED = ("profile", "evidence", "selection")
 """Patterns that a file may have besides the paper's four."""
 
 PLACEHOLDERS = {"n_candidates"}
@@ -58,6 +59,7 @@ class Patterns:
         format: Output-format sentences.
         profile: Parts of the user's profile; ``None``: not used.
         evidence: Best candidates by recommenders; ``None``: not used.
+        selection: Which interactions of the history are shown; ``None``: the most recent.
         manual: Options of the patterns that are not learnt.
     """
 
@@ -69,6 +71,7 @@ class Patterns:
     format: tuple[FormatSentence, ...]
     profile: ProfilePattern | None = None
     evidence: EvidencePattern | None = None
+    selection: tuple[str, ...] | None = None
     manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
@@ -84,15 +87,16 @@ class Patterns:
                     f" {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
                     " and {{ and }} stand for braces"
                 )
+        if self.selection is not None:
+            check_selections(self.selection)
         if self.manual is not None:
             self._check_manual(self.manual)
 
     def _check_manual(self, manual: ManualPrompt) -> None:
-        numbered = SENTENCES if self.evidence is None else (*SENTENCES, "evidence")
-        for name in numbered:
+        for name in (part for part in self.parts if part not in ("history", "profile")):
             number, n = getattr(manual, name), self.n_options(name)
             if not 1 <= number <= n:
-                raise InputError(f"manual {name} is {number}: choose a sentence from 1 to {n}")
+                raise InputError(f"manual {name} is {number}: choose one from 1 to {n}")
         if manual.history < 1:
             raise InputError(f"manual history is {manual.history}: show at least 1 interaction")
         unknown = set(manual.profile) - set(self.profile.parts if self.profile else ())
@@ -122,6 +126,11 @@ class Patterns:
         """Number of options of each pattern in :attr:`names`."""
         return tuple(self.n_options(name) for name in self.names)
 
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether some prompts need recommenders, or similarities of items."""
+        return self.evidence is not None or "similar" in (self.selection or ())
+
     def n_options(self, part: str) -> int:
         """Number of options of one pattern."""
         if part == "history":
@@ -130,6 +139,8 @@ class Patterns:
             return 0 if self.profile is None else len(self.profile.actions)
         if part == "evidence":
             return 0 if self.evidence is None else len(self.evidence.options)
+        if part == "selection":
+            return len(self.selection or ())
         return len(getattr(self, part))
 
     def chosen(self, actions: Sequence[int]) -> dict[str, int]:
@@ -275,6 +286,7 @@ def load_patterns(
             reasoning=texts(given["reasoning"]),
             format=tuple(map(format_sentence, entries(given["format"]))),
             profile=profile_pattern(given["profile"]) if "profile" in given else None,
+            selection=texts(given["selection"]) if "selection" in given else None,
             evidence=evidence_pattern(given["evidence"]) if "evidence" in given else None,
             manual=manual_prompt(given["manual"]) if "manual" in given else None,
         )

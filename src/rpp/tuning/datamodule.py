@@ -104,10 +104,10 @@ class InstructionDataModule(EpisodeDataModule):
         self.seen = {
             user: frozenset(item.index for item in items) for user, items in self.sequences.items()
         }
-        if self.patterns.evidence is not None:
+        if self.patterns.needs_evidence:
             self._set_up_evidence(self.patterns.evidence)
 
-    def _set_up_evidence(self, pattern: EvidencePattern) -> None:
+    def _set_up_evidence(self, pattern: EvidencePattern | None) -> None:
         """Recommenders for validation, and for each part of the users some that do not know it."""
         data = read_fitting_data(self.folder)
         self.evidence = RecommenderEvidence(pattern, data)

@@ -106,7 +106,7 @@ def draw_instruction(
     else:
         lines = [identifier(order.index(k)) for k in range(len(best_first))]
     output, output_spans = _reply(lines, numbered=display.answer == "titles")
-    learnt = () if display.show_candidates else _history_spans(prompt, episode.history[-n_history:])
+    learnt = () if display.show_candidates else _history_spans(prompt, composed.history)
     titles = tuple(item.title for item in best_first)
     return Instruction(prompt, output, learnt, output_spans, titles, display.show_candidates)
 
