@@ -24,9 +24,9 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from benchmarks.worlds import (
-    KnownEnvironment,
     LENGTHS,
     PATTERNS,
+    KnownEnvironment,
     PlantedWorld,
     Spreads,
     TableWorld,
@@ -69,7 +69,10 @@ class Budget:
         return self.users * self.draws * self.targets
 
 
-Chooser = Callable[[World, WorldUsers, Budget, int], tuple[Callable[[Sequence[Episode]], Tensor], int]]
+Policy = Callable[[Sequence[Episode]], Tensor]
+"""From users to actions, ``(B, P)``."""
+
+Chooser = Callable[[World, WorldUsers, Budget, int], tuple[Policy, int]]
 """From a world, its users, the budget and a seed to a policy and the calls it took."""
 
 
@@ -172,7 +175,7 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-HEADER = "| world | learner | calls | gain [95 %] | lowest twentieth | seeds |\n|---|---|---|---|---|---|"
+HEADER = "| world | learner | calls | gain [95 %] | lowest twentieth | seeds |\n" + "|---" * 6 + "|"
 
 
 def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:

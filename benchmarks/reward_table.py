@@ -36,6 +36,8 @@ from rpp.types import Episode, InputError
 N_HELD_OUT = {"n_validation_users": 49, "n_test_users": 200}
 """Users of the prepared folder that are not asked."""
 
+ADAPTERS = ("", "checkpoints/adapters/smollm2-ml-100k-more")
+
 N_AT_ONCE = 20
 """Episodes whose prompts are sent together."""
 
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=250)
     parser.add_argument("--targets", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--adapters", nargs="*", default=["", "checkpoints/adapters/smollm2-ml-100k-more"])
+    parser.add_argument("--adapters", nargs="*", default=ADAPTERS, help="empty: none")
     parser.add_argument("--out", type=Path, default=TABLE)
     given = parser.parse_args(arguments)
     options: dict[str, Any] = {"name": given.data, "data_dir": given.data_dir} | N_HELD_OUT

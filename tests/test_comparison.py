@@ -246,3 +246,21 @@ def test_a_comparison_is_not_fitted(here, capsys):
     with pytest.raises(SystemExit):
         run(["fit", "--config", "conf/compare.yaml"])
     assert "run `python train.py test` in place of fit" in capsys.readouterr().err
+
+
+def test_the_rows_of_evidence(here: Path, capsys):
+    """Sources alone, sums of scores, static evidence; policies are in ``test_overlays.py``."""
+    small = yaml.safe_load((here / "small.yaml").read_text())
+    (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
+    files = ("conf/compare.yaml", "conf/compare_evidence.yaml", "few.yaml")
+    rows = ["Item-kNN", "EASE", "manual prompt", "LM + EASE + Item-kNN", "best static evidence"]
+    main(
+        ["test", *(word for file in files for word in ("--config", file)),
+         "--model.only", json.dumps(rows)]
+    )  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Left out" not in said
+    table = pl.read_csv(here / "results/comparison-evidence/comparison.csv")
+    assert set(table["method"]) == {*rows, "chance"}
+    assert "LM + EASE + Item-kNN: weights of z-scores" in said
+    assert "best static evidence: chosen is '" in said

@@ -230,3 +230,22 @@ def test_cells_of_the_papers_tables(
     record = json.loads((here / f"results/{run_name}/results.json").read_text())
     assert record["seeds"] == {"data": 3, "policy": 3, "environment": 3}
     assert record["environment"]["decoding"] == "generate"
+
+
+def test_evidence_overlay(here):
+    """Recommenders are told of in fit, test and predict; a policy belongs to its evidence."""
+    files = ("conf/rpp.yaml", "conf/evidence.yaml", "small.yaml")
+    told = [*(word for file in files for word in ("--config", file)), "--name", "told"]
+    made = main(["fit", *told, "--trainer.max_epochs", "1"]).model
+    assert made.patterns.names[-1] == "evidence"
+    assert made.evidence is None  # given back with the ranker
+    main(["test", *told])
+    main(["predict", *told])
+    lines = (here / "results/told/predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    for each in predictions:
+        assert each["sentences"]["evidence"] in each["prompt"].replace("\n", " ")
+    record = json.loads((here / "results/told/results.json").read_text())
+    assert "evidence" in record["environment"]
+    with pytest.raises(InputError, match="another patterns"):
+        main(command("test", "--name", "told"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evidence_setup import Fixed
 
 from rpp.prompts.compose import Display, compose, identifier
 from rpp.prompts.patterns import load_patterns
@@ -106,13 +107,16 @@ def test_changing_one_action_changes_the_prompt(name, answer, tiny_episodes):
     patterns = load_patterns(FOLDER / f"{name}.yaml")
     profile = {"gender": "female", "age": "25-34", "occupation": "writer"}
     episode = replace(tiny_episodes[5], profile=profile)
+    evidence = Fixed(**dict.fromkeys(("EASE", "Item-kNN", "Pop"), tuple(range(10))))
     texts = set()
     for agent, n in enumerate(patterns.n_actions):
         for action in range(n):
             actions = [0] * len(patterns.names)
             actions[agent] = action
             length = patterns.history.next_length(1, patterns.chosen(actions)["history"])
-            (prompt,) = compose([episode], patterns, [actions], [length], Display(answer=answer))
+            (prompt,) = compose(
+                [episode], patterns, [actions], [length], Display(answer=answer), evidence=evidence
+            )
             texts.add(prompt.text)
             assert "{" not in prompt.text
     assert len(texts) == 1 + sum(n - 1 for n in patterns.n_actions)

@@ -12,12 +12,10 @@ from rpp.agents.reward_model import LoggedRewards, RewardModel
 
 
 def logged(rng, n_actions, n_groups, n_draws, effect, noise=0.01, level=0.3, n_features=2):
-    """Uniform prompts; rewards are a level of the group, ``effect(actions, features)`` and noise."""
+    """Uniform prompts; rewards are a level, ``effect(actions, features)`` and noise."""
     features = torch.tensor(rng.standard_normal((n_groups, n_features)))
     groups = torch.arange(n_groups).repeat_interleave(n_draws)
-    actions = torch.tensor(
-        np.stack([rng.integers(n, size=len(groups)) for n in n_actions], axis=1)
-    )
+    actions = torch.tensor(np.stack([rng.integers(n, size=len(groups)) for n in n_actions], axis=1))
     levels = torch.tensor(rng.normal(0.6, level, n_groups))[groups]
     luck = torch.tensor(rng.normal(0, noise, len(groups)))
     rewards = levels + luck + effect(actions, features[groups])
@@ -48,9 +46,7 @@ def test_the_best_option_of_each_kind_of_user_is_found():
 def test_users_without_a_difference_get_the_same_prompt():
     """Personal effects are used only as far as users differ."""
     rng = np.random.default_rng(1)
-    data = logged(
-        rng, (3, 4), 100, 6, lambda actions, _: 0.05 * (actions[:, 0] == 2), noise=0.05
-    )
+    data = logged(rng, (3, 4), 100, 6, lambda actions, _: 0.05 * (actions[:, 0] == 2), noise=0.05)
     model = RewardModel((3, 4), n_features=2)
     model.fit(data)
     chosen = model.best(torch.tensor(rng.standard_normal((200, 2))))
@@ -78,9 +74,7 @@ def test_standard_deviations_are_those_of_the_rewards():
     rest = torch.tensor(rng.normal(0, 0.04, len(groups)))
     level = torch.tensor(rng.normal(0.6, 0.25, n_groups))[groups]
     model = RewardModel(n_actions)
-    model.fit(
-        LoggedRewards(actions, torch.zeros(len(groups), 0), groups, level + of_option + rest)
-    )
+    model.fit(LoggedRewards(actions, torch.zeros(len(groups), 0), groups, level + of_option + rest))
     found = model.deviations
     assert found["level"] == pytest.approx(0.25, rel=0.15)
     assert found["target_0"] == pytest.approx(0.1, rel=0.1)
@@ -107,9 +101,7 @@ def test_posterior_is_that_of_the_normal_equations():
         same = same_group & (data.actions[:, None, k] == data.actions[:, k])
         noise = noise + variance * same.numpy()
     inverse = np.linalg.inv(noise)
-    covariance = np.linalg.inv(
-        design.T @ inverse @ design + np.diag(1 / np.append(prior, 1e2))
-    )
+    covariance = np.linalg.inv(design.T @ inverse @ design + np.diag(1 / np.append(prior, 1e2)))
     rewards = data.rewards.numpy() - data.rewards.mean().item()
     mean = covariance @ design.T @ inverse @ rewards
     np.testing.assert_allclose(model.mean.numpy(), mean[:-1], atol=1e-5)

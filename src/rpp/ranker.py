@@ -244,7 +244,8 @@ class Ranker:
         )
         n_named = sum(math.isfinite(score) for score in scores)
         status = status_of(n_named, len(order))
-        return Ranking(tuple(order), n_named, status, reply, tuple(scores))
+        finite = tuple(scores) if status == "valid" else ()
+        return Ranking(tuple(order), n_named, status, reply, finite)
 
     def _from_reply(
         self, reply: str | LanguageModelError, prompt: Prompt, episode: Request

@@ -19,6 +19,7 @@ from rpp.agents.state import Observation
 from rpp.metrics import ndcg, target_ranks
 from rpp.processes import ask_together
 from rpp.prompts.compose import Prompt, compose
+from rpp.prompts.evidence import Evidence
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.prompts.static import StaticPrompt
@@ -103,12 +104,13 @@ class Transition(Generic[C]):
 
 @dataclass(frozen=True)
 class Environment:
-    """What answers a choice: the options, the ranker, and for RPP+ the refiner of sentences.
+    """What answers a choice: the options, the ranker, and what some options need.
 
     Attributes:
         patterns: The options.
-        ranker: Ranks.
-        refiner: Rewrites sentences; ``None`` is RPP without the plus.
+        ranker: Answers the prompts.
+        refiner: Rewrites the sentences of RPP+.
+        evidence: Ranks the candidates for the pattern ``evidence``.
         is_tolerant: Whether a step goes on although the language model answered no prompt of it,
             as a server must; every ranking has failed then.
     """
@@ -116,6 +118,7 @@ class Environment:
     patterns: Patterns
     ranker: Ranker
     refiner: Refiner | None = None
+    evidence: Evidence | None = None
     is_tolerant: bool = False
 
     def step(
@@ -141,7 +144,7 @@ class Environment:
         def ask() -> Step:
             prompts = compose(
                 episodes, self.patterns, actions.tolist(), lengths, self.ranker.display,
-                fits=self.ranker.fits, refine=self.refiner or str,
+                fits=self.ranker.fits, refine=self.refiner or str, evidence=self.evidence,
             )  # fmt: skip
             rankings = self._rank(prompts, episodes) if asks else [NOT_ASKED] * len(prompts)
             return Step(episodes, actions, lengths, prompts, rankings)
@@ -164,9 +167,10 @@ class Environment:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What ranks, and who refines; by fingerprint."""
+        """What ranks, who refines, and whose evidence is told; by fingerprint."""
         refiner = {"refiner": self.refiner.fingerprint} if self.refiner else {}
-        return self.ranker.settings | refiner
+        evidence = {"evidence": self.evidence.fingerprint} if self.evidence else {}
+        return self.ranker.settings | refiner | evidence
 
 
 class States(Protocol):

@@ -189,7 +189,7 @@ class Ranking:
         n_named: How many of them, from the top, the reply itself named; the rest was appended.
         status: ``valid`` (all named), ``repaired`` (some), ``unusable`` (none) or ``failed``.
         reply: The text that came back, untouched; the reason of a failure.
-        scores: Log-probability by position in ``Episode.candidates``, where the decoding has them.
+        scores: Score of every candidate in the order shown, of decodings that have them.
     """
 
     order: tuple[int, ...]

@@ -249,4 +249,3 @@ class _Likelihood:
         covariance = scale[:, None] * (inverse.T @ inverse) * scale
         kept = covariance[:-1, :-1]  # without the mean over all groups
         return mean[:-1], torch.linalg.cholesky(kept)
-

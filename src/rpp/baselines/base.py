@@ -7,9 +7,10 @@ the target of a test episode is never read.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,8 @@ class TrainingData:
         validation: Episodes for selecting a setting.
         fingerprint: Of items, training interactions and validation episodes.
         name: Name of the data set; empty for data of the user's own.
+        artifacts: Subfolder of the prepared folder for what is learnt.
+        left_out: Users without training interactions here, though the folder has some.
     """
 
     folder: Path
@@ -60,6 +63,8 @@ class TrainingData:
     validation: tuple[Episode, ...]
     fingerprint: str
     name: str = ""
+    artifacts: str = ARTIFACTS_FOLDER
+    left_out: frozenset[int] = frozenset()
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
@@ -86,6 +91,24 @@ class TrainingData:
             tuple(load_episodes(folder, "validation")),
             str(fingerprint),
             "" if name == "custom" else name,
+        )
+
+    def without(self, users: Collection[int]) -> TrainingData:
+        """The same without the training interactions of some users.
+
+        Raises:
+            InputError: If nothing is left.
+        """
+        kept = ~np.isin(self.users, list(users))
+        if not kept.any():
+            raise InputError(f"{self.folder} has no users left to learn from: tune on fewer users")
+        name = hashlib.sha256(repr(sorted(users)).encode()).hexdigest()[:16]
+        return replace(
+            self,
+            users=self.users[kept],
+            items=self.items[kept],
+            fingerprint=f"{self.fingerprint} without {name}",
+            left_out=self.left_out | frozenset(users),
         )
 
     @property
@@ -121,9 +144,9 @@ class TrainingData:
             InputError: If the folder cannot be written to.
         """
         metadata = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
-        folder = self.folder / ARTIFACTS_FOLDER
+        folder = self.folder / self.artifacts
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
             raise InputError(
                 f"{self.folder} cannot be written to, so {name} cannot be saved: copy the folder to"
@@ -160,8 +183,16 @@ class Recommender(ABC):
         Raises:
             InputError: If the folder is incomplete, cannot be written to or learned from.
         """
+        self.fit_to(TrainingData.read(folder))
+
+    def fit_to(self, data: TrainingData) -> None:
+        """Fit to training interactions.
+
+        Raises:
+            InputError: If the folder cannot be written to, or the data not learned from.
+        """
         with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
-            self._scorer = self.learn(TrainingData.read(folder))
+            self._scorer = self.learn(data)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -235,6 +266,15 @@ def choose(
 
 
 def validation_ndcg(scorer: Scorer, episodes: Sequence[Episode]) -> float:
-    """Mean NDCG@10 of training or validation episodes."""
+    """Mean NDCG@10 of training or validation episodes.
+
+    Raises:
+        InputError: If there are none: nothing can be chosen.
+    """
+    if not episodes:
+        raise InputError(
+            "a recommender is to choose its settings and there is no user to choose them on: give"
+            " it a single value of each, or prepare the data with fewer users"
+        )
     ranks = target_ranks(rank(scorer(episodes), episodes), episodes)
     return float(ndcg(ranks, 10).mean())

@@ -17,7 +17,7 @@ from rpp.baselines.base import (
     candidate_items,
     validation_ndcg,
 )
-from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.lightgcn import LightGCNSettings, train_lightgcn
 from rpp.data.pretrained import load_or_train
 from rpp.data.vectors import CollaborativeVectors
 from rpp.types import Episode, InputError
@@ -145,5 +145,30 @@ class LightGCN(Recommender):
         self.settings = settings
 
     def learn(self, data: TrainingData) -> Scorer:
-        """Load or train the vectors."""
-        return dot_scorer(load_or_train(data.folder, self.settings))
+        """Load or train the vectors; of a part of the users, they are trained for it."""
+        return dot_scorer(collaborative_vectors(data, self.settings))
+
+
+def collaborative_vectors(
+    data: TrainingData, settings: LightGCNSettings | None = None
+) -> CollaborativeVectors:
+    """LightGCN's vectors: those of the prepared folder, or of a part of its users.
+
+    Args:
+        data: The interactions.
+        settings: How they are trained; by default as those of the prepared folder.
+    """
+    if not data.left_out:
+        return load_or_train(data.folder, settings)
+    settings = settings or LightGCNSettings()
+
+    def make() -> Mapping[str, Tensor]:
+        vectors = train_lightgcn(data.users, data.items, data.n_users, data.n_items, settings)
+        return {"users": vectors.users, "items": vectors.items}
+
+    return data.keep(
+        "lightgcn",
+        {"settings": settings},
+        make,
+        lambda tensors: CollaborativeVectors(tensors["users"], tensors["items"]),
+    )

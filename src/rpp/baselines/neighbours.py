@@ -159,6 +159,9 @@ class EASE(Recommender):
             return score
 
         def make() -> Mapping[str, Tensor]:
+            if len(self.regularisations) == len(self.lengths) == 1:
+                matrix = weights(self.regularisations[0])
+                return {"weights": matrix, "n_history": torch.tensor(self.lengths[0])}
             best: tuple[float, int, Tensor] | None = None
             for regularisation in self.regularisations:
                 matrix = weights(regularisation)

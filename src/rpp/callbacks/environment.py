@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rpp.arguments import RecordsArguments, described
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.learners.client import RankerClient, Stage
 from rpp.llms.base import LanguageModel
@@ -21,12 +22,13 @@ from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
 from rpp.processes import ask_together, gather
 from rpp.prompts.compose import Layout
+from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Decoding, Ranker
 from rpp.rollout import Environment
 from rpp.terminal import print_result
-from rpp.types import HELD_OUT, InputError, LanguageModelStop
+from rpp.types import HELD_OUT, SPLITS, InputError, LanguageModelStop
 
 SETTINGS = "environment settings"
 """Key of a checkpoint: class and arguments, or why they cannot be written down."""
@@ -114,6 +116,8 @@ class RewardEnvironment(RecordsArguments, Callback):
             )
             self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker
+        if pl_module.evidence is None and pl_module.patterns.needs_evidence:
+            pl_module.evidence = self._make_evidence(pl_module.data, pl_module.patterns.evidence)
         if self.refiner is not None:
             pl_module.refiner = self._make_refiner(pl_module.patterns, self.ranker)
 
@@ -162,6 +166,15 @@ class RewardEnvironment(RecordsArguments, Callback):
             cache=ReplyCache(folder, self.cache_gb),
             max_calls=self._own_calls(rank, n_processes),
         )
+
+    def _make_evidence(
+        self, data: EpisodeDataModule, pattern: EvidencePattern | None
+    ) -> RecommenderEvidence:
+        """The recommenders of the patterns, none of them fitted on a target."""
+        evidence = RecommenderEvidence.read(pattern, data.folder, self.seed)
+        for split in SPLITS:
+            evidence.check(data.episodes(split))
+        return evidence
 
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
         """Warn if an adapter was tuned on validation or test users."""
@@ -283,7 +296,7 @@ class RewardEnvironment(RecordsArguments, Callback):
         if isinstance(self.refiner, LanguageModel):
             self.refiner.close()
         if isinstance(pl_module, RankerClient):
-            pl_module.ranker = pl_module.refiner = None
+            pl_module.ranker = pl_module.refiner = pl_module.evidence = None
 
 
 def budget(

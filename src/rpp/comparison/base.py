@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.prompts.evidence import Evidence
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Ranker
@@ -33,6 +34,7 @@ class Task:
         n_steps: Steps of an RPP episode: what other methods may spend as well.
         seed: Of everything a method draws.
         refiner: Rewrites sentences where a method wants that; ``None``: there is none.
+        evidence: Ranks the candidates for the pattern ``evidence``; ``None``: there is none.
     """
 
     data: EpisodeDataModule
@@ -41,11 +43,12 @@ class Task:
     n_steps: int
     seed: int = 0
     refiner: Refiner | None = None
+    evidence: Evidence | None = None
 
     @property
     def environment(self) -> Environment:
         """Patterns and ranker; sentences as they stand in the file."""
-        return Environment(self.patterns, self.ranker)
+        return Environment(self.patterns, self.ranker, evidence=self.evidence)
 
     @property
     def manual(self) -> Environment:
@@ -54,7 +57,15 @@ class Task:
         Raises:
             InputError: If the patterns file has no manual prompt.
         """
-        return Environment(self.patterns.learning([]), self.ranker)
+        return self.learning([])
+
+    def learning(self, names: Sequence[str]) -> Environment:
+        """Patterns of which only some leave a choice; the others are the manual prompt's.
+
+        Args:
+            names: The patterns with a choice.
+        """
+        return replace(self.environment, patterns=self.patterns.learning(names))
 
 
 class PromptMethod(ABC):

@@ -157,7 +157,9 @@ class Comparison(RankerClient):
     def task(self) -> Task:
         """What the prompt methods are given."""
         ranker = self.environment.ranker
-        return Task(self.data, self.patterns, ranker, self.n_steps, self.seed, self.refiner)
+        return Task(
+            self.data, self.patterns, ranker, self.n_steps, self.seed, self.refiner, self.evidence
+        )
 
     def max_calls(self, stage: Stage) -> int:
         """Largest number of calls to the language model; prompts of several methods count twice."""

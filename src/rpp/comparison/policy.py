@@ -82,7 +82,7 @@ class Policy(PromptMethod):
             raise InputError(
                 f"{self.name} needs a refiner: set environment.refiner, for example to same"
             )
-        self.learner.ranker = task.ranker
+        self.learner.ranker, self.learner.evidence = task.ranker, task.evidence
         self.learner.refiner = task.refiner if self.refined else None
         folder = task.data.folder / POLICIES_FOLDER
         folder.mkdir(parents=True, exist_ok=True)

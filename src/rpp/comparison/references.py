@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from rpp.comparison.base import PromptMethod, Ranks, Task
 from rpp.evaluation import best_static_prompt, n_static_calls, random_choices
 from rpp.prompts.static import StaticPrompt, draw_static_prompts, only_prompt
@@ -34,21 +36,35 @@ class Enumeration(PromptMethod):
     """The best of some static prompts by NDCG on the validation users (paper, section 4.1).
 
     Args:
-        n_prompts: Prompts drawn from the product of all patterns' options.
+        n_prompts: Prompts drawn from the product of the patterns' options.
+        learn: The patterns it is chosen of; the others are the manual prompt's. ``null``: all.
+        name: Name in tables; by default it tells the number.
     """
 
-    def __init__(self, n_prompts: int = 8) -> None:
+    def __init__(
+        self, n_prompts: int = 8, learn: list[str] | None = None, name: str | None = None
+    ) -> None:
         if n_prompts < 1:
             raise InputError(f"enumeration of {n_prompts} prompts: draw at least 1")
         self.n_prompts = n_prompts
-        self.name = f"best of {n_prompts} static"
+        self.names = learn
+        self.name = name or f"best of {n_prompts} static"
+        self.chosen = ""
 
     def learn(self, task: Task) -> Ranks:
         """Ask every prompt for every validation user."""
-        drawn = draw_static_prompts(task.patterns, self.n_prompts, task.n_steps, task.seed)
+        environment = task.environment if self.names is None else task.learning(self.names)
+        patterns = environment.patterns
+        drawn = draw_static_prompts(patterns, self.n_prompts, task.n_steps, task.seed)
         users = task.data.episodes("validation")
-        best, _ = best_static_prompt(task.environment, drawn, users)
-        return ranks_of(task.environment, best)
+        best, _ = best_static_prompt(environment, drawn, users)
+        options = zip(patterns.names, best.actions, strict=True)
+        self.chosen = "; ".join(patterns.describe(*option) for option in options)
+        return ranks_of(environment, best)
+
+    def notes(self, ranks: Tensor) -> list[str]:
+        """The option chosen, where only some patterns have a choice."""
+        return [] if self.names is None else [f"{self.name}: chosen is {self.chosen!r}."]
 
     def max_calls(self, task: Task, n_users: int) -> int:
         """Every prompt for every validation user, one for every test user."""

@@ -62,6 +62,23 @@ def _refuse_targets(folder: Path, pairs: pl.DataFrame) -> None:
         )
 
 
+def load_pairs(
+    folder: Path,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.str_]]:
+    """All interactions: users, items and splits, row by row, each user's oldest first.
+
+    Only for choosing what a user has not seen, and for users who are in no episode.
+    """
+    rows = (
+        scan_table(folder, INTERACTIONS_FILE)
+        .select(USER, ITEM, POSITION, pl.col(SPLIT).cast(pl.String))
+        .sort(USER, POSITION)
+        .collect()
+    )
+    users, items = (rows[name].to_numpy().astype(np.int64) for name in (USER, ITEM))
+    return users, items, rows[SPLIT].to_numpy().astype(str)
+
+
 def load_users(folder: Path) -> pl.DataFrame:
     """The users table, one row per user in the order of their numbers."""
     return scan_table(folder, USERS_FILE).sort(USER).collect()

@@ -8,6 +8,7 @@ from typing import Literal
 from lightning import LightningModule
 
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.prompts.evidence import Evidence
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Ranker
@@ -23,6 +24,7 @@ class RankerClient(LightningModule):
         patterns: The options its prompts are composed of.
         ranker: Handed over before a stage and taken back after it.
         refiner: Likewise; ``None`` is RPP without the plus.
+        evidence: Likewise; ``None`` where no option names candidates.
     """
 
     patterns: Patterns
@@ -31,6 +33,7 @@ class RankerClient(LightningModule):
         super().__init__()
         self.ranker: Ranker | None = None
         self.refiner: Refiner | None = None
+        self.evidence: Evidence | None = None
 
     @property
     def data(self) -> EpisodeDataModule:
@@ -40,14 +43,14 @@ class RankerClient(LightningModule):
 
     @property
     def environment(self) -> Environment:
-        """Patterns, ranker and refiner.
+        """Patterns, ranker, refiner and evidence.
 
         Raises:
             RuntimeError: If no ranker was handed over.
         """
         if self.ranker is None:
             raise RuntimeError("no ranker: add the RewardEnvironment callback to the trainer")
-        return Environment(self.patterns, self.ranker, self.refiner)
+        return Environment(self.patterns, self.ranker, self.refiner, self.evidence)
 
     @property
     def n_refined(self) -> int:

@@ -28,7 +28,7 @@ MAX_PROMPTS = 100_000
 """Prompts that are compared one by one where pairs of options have effects of their own."""
 
 LARGEST = 3.0
-"""Features, in standard deviations, are clipped here: a rare user is no reason for a rare prompt."""
+"""Features, in standard deviations, are clipped here: few users are as far from the mean."""
 
 USUAL_LENGTH = 30
 """A history of so many interactions is neither short nor long."""

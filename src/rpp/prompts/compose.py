@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
+from rpp.prompts.evidence import Evidence, evidence_sentences, without_recommenders
 from rpp.prompts.options import Answer, filled
 from rpp.prompts.patterns import SENTENCES, Patterns
+from rpp.prompts.selection import select
 from rpp.types import InputError, Item, Request
 
 Layout = Literal["paper", "history_first"]
@@ -43,6 +46,7 @@ class Prompt:
         n_dropped: Interactions omitted because they did not fit into the model's context.
         parts: The parts it is composed of: sentences, headings, and titles without numbers.
         chosen: The sentences before a refiner reworded them.
+        history: The interactions shown, oldest first.
     """
 
     text: str
@@ -52,6 +56,7 @@ class Prompt:
     n_dropped: int = 0
     parts: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
+    history: tuple[Item, ...] = ()
 
 
 def identifier(position: int) -> str:
@@ -76,6 +81,7 @@ def compose(
     *,
     fits: Callable[[str], bool] = lambda _: True,
     refine: Callable[[str], str] = lambda sentence: sentence,
+    evidence: Evidence | None = None,
 ) -> list[Prompt]:
     """Compose every user's prompt.
 
@@ -83,46 +89,67 @@ def compose(
         episodes: ``B`` users.
         patterns: The options the actions point into.
         actions: ``(B, P)`` indices in the order of ``Patterns.names``.
-        lengths: ``l_t`` of every user, the number of most recent interactions to show; all
-            where there are fewer.
+        lengths: ``l_t`` of every user, the number of interactions to show; all where there are
+            fewer.
         display: Which parts are shown. A user without a history has no heading of one either.
         fits: Whether a text fits into the language model's context. Until it does, the oldest
             interaction is omitted; candidates never are.
-        refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history and
-            candidates.
+        refine: Rewrites a chosen sentence (RPP+); it is not applied to profile, history,
+            candidates and evidence.
+        evidence: Ranks the candidates for the pattern ``evidence``; the list displayed keeps its
+            order. Selects similar interactions for the pattern ``selection``.
 
     Returns:
         One prompt per user.
 
     Raises:
-        InputError: If a prompt does not fit even with one interaction.
+        InputError: If a prompt does not fit even with one interaction, or needs evidence and none
+            is given.
     """
+    options = [patterns.chosen(chosen) for chosen in actions]
+    told = evidence_sentences(
+        patterns.evidence, [each.get("evidence", 0) for each in options], episodes, evidence
+    )
     return [
-        _compose(episode, patterns, tuple(chosen), length, display, fits, refine)
-        for episode, chosen, length in zip(episodes, actions, lengths, strict=True)
+        _compose(episode, patterns, chosen, length, display, fits, refine, sentences, evidence)
+        for episode, chosen, length, sentences in zip(episodes, options, lengths, told, strict=True)
     ]
 
 
 def _compose(
     episode: Request,
     patterns: Patterns,
-    actions: tuple[int, ...],
+    options: Mapping[str, int],
     length: int,
     display: Display,
     fits: Callable[[str], bool],
     refine: Callable[[str], str],
+    told: Sequence[str],
+    evidence: Evidence | None,
 ) -> Prompt:
     def fill(text: str) -> str:
         return filled(text, {"n_candidates": len(episode.candidates)})
 
-    options = patterns.chosen(actions)
     chosen = {name: patterns.describe(name, options[name], display.answer) for name in SENTENCES}
     sentences = {name: fill(refine(text)) for name, text in chosen.items()}
     about = {}
     if patterns.profile is not None:
         about["profile"] = patterns.profile.sentence(options["profile"], episode.profile)
     opening = [_said(text) for text in (sentences["role"], *about.values()) if text]
-    closing = [_said(text) for text in (sentences["reasoning"], sentences["format"]) if text]
+    request = (*told, sentences["reasoning"], sentences["format"])
+    closing = [_said(text) for text in request if text]
+    if patterns.evidence is not None:
+        about["evidence"] = " ".join(told)
+    how = "recent"
+    if patterns.selection is not None:
+        about["selection"] = how = patterns.selection[options["selection"]]
+
+    @cache
+    def similarity() -> Sequence[float]:
+        if evidence is None:
+            raise without_recommenders("shows the past items most similar to the candidates")
+        return evidence.similarities(episode)
+
     candidates = []
     if display.show_candidates:
         names = [identifier(k) for k in range(len(episode.candidates))]
@@ -130,7 +157,7 @@ def _compose(
     wanted = min(length, len(episode.history))
     for n_history in range(wanted, min(wanted, 1) - 1, -1):
         numbers = [str(number) for number in range(1, n_history + 1)]
-        past = episode.history[len(episode.history) - n_history :]
+        past = select(episode.history, n_history, how, similarity) if n_history else ()
         history = _listed(fill(patterns.history_heading), numbers, past) if past else []
         if display.layout == "paper":
             lines = [*opening, *history, *candidates, *closing]
@@ -148,6 +175,7 @@ def _compose(
                 n_dropped=wanted - n_history,
                 parts=tuple(line.part for line in lines),
                 chosen=tuple(originals[pattern] for pattern in patterns.parts),
+                history=past,
             )
     raise InputError(
         f"the prompt of {episode.name} does not fit the language model's context even with at most"

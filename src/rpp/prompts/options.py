@@ -146,6 +146,8 @@ class ManualPrompt:
         reasoning: Number of its reasoning sentence.
         format: Number of its format sentence.
         profile: Parts of the profile it contains.
+        evidence: Number of its option of evidence.
+        selection: Number of its way to select the history.
     """
 
     role: int
@@ -153,3 +155,5 @@ class ManualPrompt:
     reasoning: int
     format: int
     profile: tuple[str, ...] = ()
+    evidence: int = 1
+    selection: int = 1

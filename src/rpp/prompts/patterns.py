@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.options import (
     Answer,
     FormatSentence,
@@ -25,6 +26,7 @@ from rpp.prompts.options import (
     placeholders,
 )
 from rpp.prompts.reading import (
+    evidence_pattern,
     format_sentences,
     history_pattern,
     keys,
@@ -35,12 +37,16 @@ from rpp.prompts.reading import (
     text,
     texts,
 )
+from rpp.prompts.selection import check_selections
 from rpp.types import InputError
 
 log = logging.getLogger(__name__)
 
 SENTENCES = ("role", "reasoning", "format")
 """Patterns whose options are sentences."""
+
+ADDED = ("profile", "evidence", "selection")
+"""Patterns that a file may have besides the paper's four."""
 
 PLACEHOLDERS = {"n_candidates"}
 
@@ -57,6 +63,8 @@ class Patterns:
         reasoning: Reasoning-guidance sentences.
         format: Output-format sentences.
         profile: Parts of the user's profile; ``None``: not used.
+        evidence: Best candidates by recommenders; ``None``: not used.
+        selection: Which interactions of the history are shown; ``None``: the most recent.
         manual: Options of the patterns that are not learnt.
     """
 
@@ -67,6 +75,8 @@ class Patterns:
     reasoning: tuple[str, ...]
     format: tuple[FormatSentence, ...]
     profile: ProfilePattern | None = None
+    evidence: EvidencePattern | None = None
+    selection: tuple[str, ...] | None = None
     manual: ManualPrompt | None = None
 
     def __post_init__(self) -> None:
@@ -78,14 +88,16 @@ class Patterns:
         check_distinct("history", self.history.increments or self.history.lengths)
         for sentence in self.texts():
             check_braces(sentence)
+        if self.selection is not None:
+            check_selections(self.selection)
         if self.manual is not None:
             self._check_manual(self.manual)
 
     def _check_manual(self, manual: ManualPrompt) -> None:
-        for name in SENTENCES:
+        for name in (part for part in self.parts if part not in ("history", "profile")):
             number, n = getattr(manual, name), self.n_options(name)
             if not 1 <= number <= n:
-                raise InputError(f"manual {name} is {number}: choose a sentence from 1 to {n}")
+                raise InputError(f"manual {name} is {number}: choose one from 1 to {n}")
         if manual.history < 1:
             raise InputError(f"manual history is {manual.history}: show at least 1 interaction")
         unknown = set(manual.profile) - set(self.profile.parts if self.profile else ())
@@ -93,7 +105,7 @@ class Patterns:
             raise InputError(f"manual profile tells {min(unknown)!r}, the section profile does not")
 
     def texts(self) -> list[str]:
-        """Every text of the file except the profile, in order."""
+        """Every text of the file except profile and evidence, in order."""
         formats = [each for pair in self.format for each in (pair.titles, pair.identifiers)]
         return [
             self.history_heading, self.candidates_heading, *self.role, *self.reasoning, *formats,
@@ -102,8 +114,8 @@ class Patterns:
     @property
     def parts(self) -> tuple[str, ...]:
         """The patterns of a prompt, including those with a single option."""
-        profile = () if self.profile is None else ("profile",)
-        return ("role", "history", "reasoning", "format", *profile)
+        added = (name for name in ADDED if getattr(self, name) is not None)
+        return ("role", "history", "reasoning", "format", *added)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,12 +127,21 @@ class Patterns:
         """Number of options of each pattern in :attr:`names`."""
         return tuple(self.n_options(name) for name in self.names)
 
+    @property
+    def needs_evidence(self) -> bool:
+        """Whether some prompts need recommenders, or similarities of items."""
+        return self.evidence is not None or "similar" in (self.selection or ())
+
     def n_options(self, part: str) -> int:
         """Number of options of one pattern."""
         if part == "history":
             return self.history.n_actions
         if part == "profile":
             return 0 if self.profile is None else len(self.profile.actions)
+        if part == "evidence":
+            return 0 if self.evidence is None else len(self.evidence.options)
+        if part == "selection":
+            return len(self.selection or ())
         return len(getattr(self, part))
 
     def chosen(self, actions: Sequence[int]) -> dict[str, int]:
@@ -143,17 +164,18 @@ class Patterns:
         """Hash of wording and order of all options: a policy fits only its own patterns."""
         content = asdict(self)
         del content["manual"]
-        if self.profile is None:
-            del content["profile"]
+        for name in ADDED:
+            if content[name] is None:
+                del content[name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def content(self) -> dict[str, Any]:
         """The same patterns as a file's content, for :func:`load_patterns`."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        for section in ("history", "profile", "manual"):
-            content[section] = {k: each for k, each in (content[section] or {}).items() if each}
-        return {section: each for section, each in content.items() if each}
+        for name in ("history", "profile", "manual"):
+            content[name] = {k: each for k, each in (content[name] or {}).items() if each}
+        return {name: each for name, each in content.items() if each}
 
     def describe(self, pattern: str, action: int, answer: Answer = "titles") -> str:
         """One option in words, for logs and charts."""
@@ -163,6 +185,8 @@ class Patterns:
             return f"+{self.history.increments[action]}"
         if pattern == "profile" and self.profile is not None:
             return ", ".join(self.profile.actions[action]) or "nothing"
+        if pattern == "evidence" and self.evidence is not None:
+            return self.evidence.describe(action)
         option = getattr(self, pattern)[action]
         return str(getattr(option, answer) if isinstance(option, FormatSentence) else option)
 
@@ -192,6 +216,8 @@ class Patterns:
                 fixed[part] = HistoryPattern(lengths=(option,))
             elif part == "profile" and self.profile is not None:
                 fixed[part] = replace(self.profile, choices=(option,))
+            elif part == "evidence" and self.evidence is not None:
+                fixed[part] = replace(self.evidence, options=(self.evidence.options[option - 1],))
             else:
                 fixed[part] = (getattr(self, part)[option - 1],)
         return replace(self, manual=None, **fixed)
@@ -298,6 +324,8 @@ def load_patterns(
             reasoning=section(given, "reasoning", texts),
             format=section(given, "format", format_sentences),
             profile=section(given, "profile", profile_pattern) if "profile" in given else None,
+            selection=section(given, "selection", texts) if "selection" in given else None,
+            evidence=section(given, "evidence", evidence_pattern) if "evidence" in given else None,
             manual=section(given, "manual", manual_prompt) if "manual" in given else None,
         )
     except InputError as error:

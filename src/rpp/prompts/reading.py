@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rpp.prompts.evidence import EvidencePattern, EvidenceSource
 from rpp.prompts.options import FormatSentence, HistoryPattern, ManualPrompt, ProfilePattern
 from rpp.types import InputError
 from rpp.yaml_files import read_yaml
@@ -50,7 +51,8 @@ def keys(content: Any, kind: type[Any]) -> Mapping[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
             raise InputError(f"unknown key {key!r}: {hint}")
     for field in fields(kind):
-        if field.default is MISSING and field.name not in content:
+        needed = field.default is MISSING and field.default_factory is MISSING
+        if needed and field.name not in content:
             raise InputError(f"missing key {field.name!r}")
     return content
 
@@ -81,6 +83,25 @@ def profile_pattern(value: Any) -> ProfilePattern:
     return ProfilePattern(**given)
 
 
+def evidence_pattern(value: Any) -> EvidencePattern:
+    """The section ``evidence``."""
+    given = keys(value, EvidencePattern)
+    return EvidencePattern(
+        {str(name): evidence_source(each) for name, each in mapping(given["sources"]).items()},
+        tuple(
+            {str(name): count(k) for name, k in mapping(option).items()}
+            for option in entries(given["options"])
+        ),
+    )
+
+
+def evidence_source(value: Any) -> EvidenceSource:
+    """A source of evidence."""
+    given = keys(value, EvidenceSource)
+    arguments = mapping(given.get("init_args", {}))
+    return EvidenceSource(text(given["sentence"]), text(given["class_path"]), dict(arguments))
+
+
 def manual_prompt(value: Any) -> ManualPrompt:
     """The section ``manual``."""
     given: dict[str, Any] = {
@@ -95,6 +116,13 @@ def entries(value: Any) -> list[Any]:
     if not isinstance(value, list | None):
         raise InputError(f"expected a list, found {value!r}: begin every entry with a dash")
     return value or []
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Keys and values."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"expected keys and values, found {value!r}")
+    return value
 
 
 def count(value: Any) -> int:

@@ -8,10 +8,12 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from data_prep.prepare import prepare
+from rpp.baselines.evidence import RecommenderEvidence, read_fitting_data
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_training_pairs, load_users
 from rpp.prompts.compose import Display
+from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
 from rpp.types import HELD_OUT, MAX_SEED, PROFILE, SPLITS, InputError
@@ -33,6 +35,8 @@ class InstructionDataModule(EpisodeDataModule):
         n_items: Items in a sequence.
         max_history: Longest history in a prompt.
         display: Parts of a prompt; without candidates *packed histories* are made.
+        n_folds: Parts of the users to tune on. Evidence for the users of one part is by
+            recommenders that are fitted without them.
         draw_seed: Seed of order and sampling; ``null``: ``seed``, which splits the users. The
             order of epoch ``k`` is that of ``draw_seed + k``. To continue from an adapter with new
             sequences, raise it by the number of epochs already trained.
@@ -46,6 +50,7 @@ class InstructionDataModule(EpisodeDataModule):
         n_items: int = 40,
         max_history: int = 20,
         display: Display = Display(show_candidates=False),  # noqa: B008 (frozen)
+        n_folds: int = 4,
         draw_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -54,12 +59,20 @@ class InstructionDataModule(EpisodeDataModule):
             raise InputError(
                 f"n_items is {n_items} and max_history {max_history}: at least 2 and 1 are needed"
             )
+        if n_folds < 2:
+            raise InputError(
+                f"n_folds is {n_folds}: recommenders are fitted without the users they give"
+                " evidence for, which takes at least 2"
+            )
         if draw_seed is not None and not 0 <= draw_seed <= MAX_SEED:
             raise InputError(f"draw_seed is {draw_seed}: give a number from 0 to {MAX_SEED}")
         self.patterns = load_patterns(patterns)
         self.n_items = n_items
         self.max_history = max_history
         self.display = display
+        self.n_folds = n_folds
+        self.evidence: RecommenderEvidence | None = None  # for validation
+        self.folds: list[RecommenderEvidence] = []
         self.draw_seed = self.settings.seed if draw_seed is None else draw_seed
 
     def prepare_data(self) -> None:
@@ -91,6 +104,19 @@ class InstructionDataModule(EpisodeDataModule):
         self.seen = {
             user: frozenset(item.index for item in items) for user, items in self.sequences.items()
         }
+        if self.patterns.needs_evidence:
+            self._set_up_evidence(self.patterns.evidence)
+
+    def _set_up_evidence(self, pattern: EvidencePattern | None) -> None:
+        """Recommenders for validation, and for each part of the users some that do not know it."""
+        data = read_fitting_data(self.folder)
+        self.evidence = RecommenderEvidence(pattern, data)
+        for split in SPLITS:
+            self.evidence.check(self.episodes(split))
+        order = np.random.default_rng(self.settings.seed).permutation(sorted(self.sequences))
+        parts = [part.tolist() for part in np.array_split(order, self.n_folds)]
+        self.folds = [RecommenderEvidence(pattern, data.without(part)) for part in parts]
+        self.fold_of = {user: number for number, part in enumerate(parts) for user in part}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Every sequence of every user, in a new random order per epoch."""
@@ -117,6 +143,7 @@ class InstructionDataModule(EpisodeDataModule):
         rng = np.random.default_rng([self.draw_seed, epoch, user, number])
         items = self.sequences[user]
         start = int(rng.integers(max(1, len(items) - self.n_items + 1)))
+        evidence = self.folds[self.fold_of[user]] if self.folds else None
         return draw_instruction(
             items[start : start + self.n_items],
             self.catalogue,
@@ -127,4 +154,7 @@ class InstructionDataModule(EpisodeDataModule):
             max_history=self.max_history,
             display=self.display,
             profile=self.profiles[user],
+            past=items[:start],
+            evidence=evidence,
+            user=user,
         )

@@ -7,6 +7,7 @@ action space, so that the tuned model remains sensitive to its prompt:
 - *packed histories*: the prompt lists no candidates, and the output continues with the user's next
   titles, one per line. The loss covers every title, including those in the prompt: dozens per
   sequence.
+  With evidence, a sentence names candidates for the first of these titles.
 - *rankings*: the prompt lists the candidates in a new random order; the output names the target
   first and then the others in random order, by title or by identifier. The loss covers only the
   output.
@@ -21,6 +22,7 @@ import numpy as np
 
 from rpp.data.episodes import draw_negatives
 from rpp.prompts.compose import Display, compose, identifier
+from rpp.prompts.evidence import Evidence
 from rpp.prompts.patterns import Patterns
 from rpp.types import Episode, Item
 
@@ -60,6 +62,9 @@ def draw_instruction(
     max_history: int = 20,
     display: Display | None = None,
     profile: Mapping[str, str] | None = None,
+    past: Sequence[Item] = (),
+    evidence: Evidence | None = None,
+    user: int = 0,
 ) -> Instruction:
     """One instruction from a sequence of a user's training interactions.
 
@@ -75,6 +80,9 @@ def draw_instruction(
         display: Packed histories if the candidates are not shown (the default), else rankings by
             title or identifier.
         profile: Attributes of the user.
+        past: Items before the sequence: evidence knows them, the prompt does not tell them.
+        evidence: Ranks the candidates for the pattern ``evidence``; not fitted on this user.
+        user: Number of the user.
     """
     display = display or Display(show_candidates=False)
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
@@ -82,14 +90,15 @@ def draw_instruction(
     best_first = [stretch[at], *draw_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
     order = [int(k) for k in rng.permutation(len(best_first))]
     episode = Episode(
-        user=0,
-        history=tuple(stretch[at - n_history : at]),
+        user=user,
+        history=(*past, *stretch[:at]),
         candidates=tuple(best_first[k] for k in order),
         withheld=order.index(0),
         profile=profile or {},
     )
     actions = [int(rng.integers(n)) for n in patterns.n_actions]
-    prompt = compose([episode], patterns, [actions], [n_history], display)[0].text
+    (composed,) = compose([episode], patterns, [actions], [n_history], display, evidence=evidence)
+    prompt = composed.text
     if not display.show_candidates:
         lines = [f" {item.title}" for item in stretch[at:]]
     elif display.answer == "titles":
@@ -97,7 +106,7 @@ def draw_instruction(
     else:
         lines = [identifier(order.index(k)) for k in range(len(best_first))]
     output, output_spans = _reply(lines, numbered=display.answer == "titles")
-    learnt = () if display.show_candidates else _history_spans(prompt, episode.history)
+    learnt = () if display.show_candidates else _history_spans(prompt, composed.history)
     titles = tuple(item.title for item in best_first)
     return Instruction(prompt, output, learnt, output_spans, titles, display.show_candidates)
 

@@ -65,8 +65,22 @@ def likelihood_loss(
     return functional.cross_entropy(llm.decoder.logits(hidden[chosen]), wanted[chosen])
 
 
-def listwise_loss(llm: HuggingFaceLanguageModel, instruction: Instruction) -> Tensor:
-    """Negative log-probability of the target, the first candidate, among all of them."""
+def listwise_loss(llm: HuggingFaceLanguageModel, batch: Sequence[Instruction]) -> Tensor:
+    """Negative log-probability of the target, the first candidate, among all of them; the mean.
+
+    Args:
+        llm: The model.
+        batch: ``B`` instructions: a tree each, one pass for all.
+    """
+    trees, wanted = zip(*(_candidate_tree(llm, each) for each in batch), strict=True)
+    scores = llm.decoder.log_probs(trees, wanted).split([len(each) for each in wanted])
+    return torch.stack([-each.log_softmax(0)[0] for each in scores]).mean()
+
+
+def _candidate_tree(
+    llm: HuggingFaceLanguageModel, instruction: Instruction
+) -> tuple[Tree, list[tuple[list[int], list[int]]]]:
+    """The prompt with every candidate's title, and of each the nodes and tokens to be scored."""
     prompt_ids = llm.prompt_tokenizer.encode(instruction.prompt, REPLY_START)
     continuation_ids = [
         llm.prompt_tokenizer.continuation(f" {title}\n", after=REPLY_START[-1:])
@@ -79,5 +93,4 @@ def listwise_loss(llm: HuggingFaceLanguageModel, instruction: Instruction) -> Te
         (path[len(prompt_ids) - 1 :], ids)
         for path, ids in zip(tree.paths, continuation_ids, strict=True)
     ]
-    scores = llm.decoder.log_probs([tree], [wanted])
-    return -scores.log_softmax(0)[0]
+    return tree, wanted

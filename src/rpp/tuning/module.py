@@ -54,6 +54,7 @@ class RankingAdapter(LightningModule):
         show_candidates: Whether validation prompts list the candidates.
         per_character: Whether ``likelihood`` divides a title's log-probability by its length.
         n_history: Items a validation prompt shows.
+        evidence: Number of the option of evidence in validation prompts, from 1.
         rank: Rank of the adapter.
         alpha: Scale of the adapter: its output is multiplied by ``alpha / rank``.
         dropout: Dropout before the adapter.
@@ -83,6 +84,7 @@ class RankingAdapter(LightningModule):
         show_candidates: bool = False,
         per_character: bool = False,
         n_history: int = 10,
+        evidence: int = 1,
         rank: int = 32,
         alpha: int = 64,
         dropout: float = 0.0,
@@ -115,6 +117,11 @@ class RankingAdapter(LightningModule):
         self.show_candidates = show_candidates
         self.per_character = per_character
         self.n_history = n_history
+        if not 1 <= evidence <= max(1, self.patterns.n_options("evidence")):
+            raise InputError(
+                f"model.evidence is {evidence}: choose an option of evidence of the patterns file"
+            )
+        self.options = [evidence - 1 if name == "evidence" else 0 for name in self.patterns.names]
         self.lora = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -183,7 +190,7 @@ class RankingAdapter(LightningModule):
         if self.listwise_weight:
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
-            loss = loss + self.listwise_weight * listwise.to(loss.dtype)
+            loss = loss + self.listwise_weight * listwise.to(loss)
         counts = torch.tensor([len(batch), not loss.isfinite()], device=self.device)
         n_sequences, n_broken = all_reduce_sum(counts).tolist()
         if n_broken:  # in every process, else the others would wait for this one
@@ -207,7 +214,7 @@ class RankingAdapter(LightningModule):
         return likelihood_loss(self.llm, encoded, self.device)
 
     def _listwise(self, batch: Sequence[Instruction]) -> Tensor:
-        return torch.stack([listwise_loss(self.llm, each) for each in batch]).mean()
+        return listwise_loss(self.llm, batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients."""
@@ -235,14 +242,14 @@ class RankingAdapter(LightningModule):
     def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Rank with one static prompt."""
         lengths = [self.n_history] * len(batch)
-        actions = [[0] * len(self.patterns.n_actions)] * len(batch)
         prompts = compose(
             batch,
             self.patterns,
-            actions,
+            [self.options] * len(batch),
             lengths,
             self.val_ranker.display,
             fits=self.val_ranker.fits,
+            evidence=self.trainer.datamodule.evidence,  # type: ignore[attr-defined]
         )
         self.val_ranks.update(target_ranks(self.val_ranker.rank(prompts, batch), batch))
 

@@ -1,0 +1,158 @@
+"""Evidence: what recommenders say of the candidates, as sentences of the prompt.
+
+The paper has no such pattern. Who ranks the candidates is not known here: rankings reach
+:func:`rpp.prompts.compose.compose` as data, through the protocol :class:`Evidence`, so prompts do
+not depend on recommenders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rpp.prompts.options import filled, placeholders
+from rpp.types import Request, InputError
+
+SEPARATOR = "; "
+"""Between titles, which may contain commas."""
+
+Order = tuple[int, ...]
+"""Positions of a user's candidates, best first."""
+
+
+@dataclass(frozen=True)
+class EvidenceSource:
+    """A recommender and the sentence that names its best candidates.
+
+    Attributes:
+        sentence: With the placeholder ``{titles}``.
+        class_path: The recommender, a subclass of ``rpp.baselines.base.Recommender``.
+        init_args: Its arguments.
+    """
+
+    sentence: str
+    class_path: str
+    init_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a sentence that does not name the titles."""
+        if placeholders(self.sentence) != ["titles"]:
+            raise InputError(
+                f"evidence is worded {self.sentence!r}: write {{titles}} once, where they go"
+            )
+
+
+@dataclass(frozen=True)
+class EvidencePattern:
+    """Which recommenders' best candidates a prompt names.
+
+    Attributes:
+        sources: The recommenders by name.
+        options: The actions: for each, the number of candidates named by source. ``{}``: none.
+    """
+
+    sources: Mapping[str, EvidenceSource]
+    options: tuple[Mapping[str, int], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern without options, unknown sources, or no candidate."""
+        if not self.options:
+            raise InputError("evidence has no options: give at least one, {} for no evidence")
+        for name, k in (pair for option in self.options for pair in option.items()):
+            if name not in self.sources:
+                raise InputError(
+                    f"evidence has no source {name!r}: it has {', '.join(self.sources) or 'none'}"
+                )
+            if k < 1:
+                raise InputError(f"evidence names the first {k} of {name}: name at least 1")
+
+    def describe(self, action: int) -> str:
+        """An option in words."""
+        named = (f"{name} top {k}" for name, k in self.options[action].items())
+        return ", ".join(named) or "nothing"
+
+    def sentences(self, action: int, episode: Request, best: Mapping[str, Order]) -> list[str]:
+        """The sentences of an action, one per source in the option's order.
+
+        Args:
+            action: The option.
+            episode: The user, whose target is not looked at.
+            best: The order of the candidates by source.
+        """
+        return [
+            filled(self.sources[name].sentence, {"titles": _titles(episode, best[name][:k])})
+            for name, k in self.options[action].items()
+        ]
+
+
+def _titles(episode: Request, positions: Order) -> str:
+    return SEPARATOR.join(episode.candidates[k].title for k in positions)
+
+
+class Evidence(Protocol):
+    """Ranks candidates for the sentences of evidence; blind to targets and displayed order.
+
+    It tells as well how similar past items are to the candidates, for the pattern ``selection``.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies recommenders, their arguments, and the data they are fitted to."""
+
+    def orders(self, source: str, episodes: Sequence[Request]) -> list[Order]:
+        """Order of every user's candidates by a source, from history and candidates.
+
+        Args:
+            source: Name of the source.
+            episodes: ``B`` users; their targets are not looked at.
+        """
+
+    def similarities(self, episode: Request) -> Sequence[float]:
+        """Similarity of every past item to the candidates; larger is more similar.
+
+        Args:
+            episode: The user, whose target is not looked at.
+        """
+
+
+def evidence_sentences(
+    pattern: EvidencePattern | None,
+    options: Sequence[int],
+    episodes: Sequence[Request],
+    evidence: Evidence | None,
+) -> list[list[str]]:
+    """Sentences of evidence of every user; each source is asked once for all its users.
+
+    Args:
+        pattern: The options; ``None``: there is no evidence.
+        options: The option of every user.
+        episodes: ``B`` users.
+        evidence: Ranks the candidates; may be missing where no option names any.
+
+    Raises:
+        InputError: If an option needs evidence and there is none.
+    """
+    if pattern is None:
+        return [[] for _ in episodes]
+    best: list[dict[str, Order]] = [{} for _ in episodes]
+    for source in pattern.sources:
+        rows = [row for row, k in enumerate(options) if source in pattern.options[k]]
+        if not rows:
+            continue
+        if evidence is None:
+            raise without_recommenders(f"names the candidates of {source}")
+        orders = evidence.orders(source, [episodes[row] for row in rows])
+        for row, order in zip(rows, orders, strict=True):
+            best[row][source] = order
+    return [
+        pattern.sentences(option, episode, known)
+        for option, episode, known in zip(options, episodes, best, strict=True)
+    ]
+
+
+def without_recommenders(what: str) -> InputError:
+    """What is to be said where a prompt needs recommenders and there are none."""
+    return InputError(
+        f"a prompt {what}, but no recommenders are at hand: use patterns without that here"
+    )
