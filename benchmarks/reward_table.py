@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.learners import TABLE
 from benchmarks.worlds import N_CANDIDATES, table_patterns
 from rpp.data.datamodule import EpisodeDataModule
+from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
 from rpp.prompts.static import StaticPrompt
@@ -82,7 +83,10 @@ def table(data: EpisodeDataModule, adapter: str | None, model: str) -> pl.DataFr
         raise InputError(f"{adapter} has learnt from {n} of these users: lower --users")
     llm = HuggingFaceLanguageModel(model, adapter=adapter)
     llm.place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
-    ranker = Ranker(llm, "likelihood", show_candidates=False, per_character=adapter is None)
+    ranker = Ranker(
+        llm, "likelihood", show_candidates=False, per_character=adapter is None,
+        cache=ReplyCache(default_folder()),
+    )  # fmt: skip
     users = [episode.user for episode in episodes]
     shuffled = np.random.default_rng(0).permutation(sorted(set(users))).tolist()
     vectors = data.vectors.for_users(users, [[i.index for i in e.history] for e in episodes])
@@ -111,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--data_dir", default="data/reward_table")
-    parser.add_argument("--users", type=int, default=250)
+    parser.add_argument("--users", type=int, default=150)
     parser.add_argument("--targets", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--adapters", nargs="*", default=ADAPTERS, help="empty: none")
