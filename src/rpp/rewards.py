@@ -28,7 +28,7 @@ SCHEMA = pl.Schema(
         "actions": pl.List(pl.Int64()),  # an index into each pattern's options
         "history_length": pl.Int64(),  # interactions that the prompt was to show
         "reward": pl.Float64(),  # NDCG@M in [0, 1]; null: the call failed
-        "probability": pl.Float64(),  # of the actions under the policy that drew them; null: unknown
+        "probability": pl.Float64(),  # of the actions when they were drawn; null: unknown
         "patterns": pl.String(),  # fingerprint of the options
         "environment": pl.String(),  # fingerprint of what ranked
     }
