@@ -146,7 +146,7 @@ USERS = {"n_train": 5, "n_validation": 2, "n_test": 2, "batch_size": 2}
 
 
 def fit(path, model, *, max_epochs=1, kept=None, ckpt_path=None, users=None, reply=None):
-    """A fit with the log; its checkpoints are in a new folder, if it keeps any."""
+    """A fit with the log; its checkpoints are in a folder, if it keeps any."""
     callbacks = [environment(reply or answers_at_random), RewardLog(str(path))]
     if kept is not None:
         callbacks.append(ModelCheckpoint(kept, filename="{epoch}", save_top_k=-1))
@@ -222,12 +222,14 @@ def test_probability_of_a_prompt(tmp_path, model, expected):
     assert found == [wanted if wanted is None else pytest.approx(wanted, rel=0.3)] * 5
 
 
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
 def test_a_resumed_fit_goes_on_with_the_log(tmp_path):
     """It has the rows of an uninterrupted one, also when it plays an epoch for a second time."""
     whole, parts = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
-    again = {"max_epochs": 2, "ckpt_path": tmp_path / "kept/epoch=0.ckpt"}
+    kept = tmp_path / "kept"
+    again = {"max_epochs": 2, "kept": kept, "ckpt_path": kept / "epoch=0.ckpt"}
     fit(whole, module(n_steps=1), max_epochs=2)
-    fit(parts, module(n_steps=1), kept=tmp_path / "kept")
+    fit(parts, module(n_steps=1), kept=kept)
     for _ in range(2):
         fit(parts, module(n_steps=1), **again)
         assert read_rewards(parts).equals(read_rewards(whole))

@@ -19,7 +19,7 @@ from rpp.types import InputError
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return {path.name for path in folder.glob("*.ckpt") if not path.name.startswith(".")}
 
 
 def test_two_fits_of_one_name_at_once_are_refused(tmp_path, monkeypatch):

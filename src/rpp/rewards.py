@@ -19,18 +19,18 @@ from rpp.types import InputError
 
 SCHEMA = pl.Schema(
     {
-        "user": pl.String,  # the user's name in the raw data
-        "number": pl.Int64,  # which of the user's episodes, 0 the one with the latest target
-        "target": pl.String,  # the item's name in the raw data
-        "split": pl.String,  # whose user it is; never test
-        "epoch": pl.Int64,  # from 0
-        "step": pl.Int64,  # of the episode, from 0
-        "actions": pl.List(pl.Int64),  # an index into each pattern's options
-        "history_length": pl.Int64,  # interactions that the prompt was to show
-        "reward": pl.Float64,  # NDCG@M in [0, 1]; null: the call failed
-        "probability": pl.Float64,  # of the actions under the policy that drew them; null: unknown
-        "patterns": pl.String,  # fingerprint of the options
-        "environment": pl.String,  # fingerprint of what ranked
+        "user": pl.String(),  # the user's name in the raw data
+        "number": pl.Int64(),  # which of the user's episodes, 0 the one with the latest target
+        "target": pl.String(),  # the item's name in the raw data
+        "split": pl.String(),  # whose user it is; never test
+        "epoch": pl.Int64(),  # from 0
+        "step": pl.Int64(),  # of the episode, from 0
+        "actions": pl.List(pl.Int64()),  # an index into each pattern's options
+        "history_length": pl.Int64(),  # interactions that the prompt was to show
+        "reward": pl.Float64(),  # NDCG@M in [0, 1]; null: the call failed
+        "probability": pl.Float64(),  # of the actions when they were drawn; null: unknown
+        "patterns": pl.String(),  # fingerprint of the options
+        "environment": pl.String(),  # fingerprint of what ranked
     }
 )
 """Columns of the log, in order."""
