@@ -72,6 +72,10 @@ class MadeUpUsers(EpisodeDataModule):
         return [Item(k, title(k)) for k in range(N_ITEMS)]
 
     @property
+    def item_ids(self) -> list[str]:
+        return [f"i{k}" for k in range(N_ITEMS)]
+
+    @property
     def summary(self) -> dict[str, Any]:
         seed, n_candidates = self.settings.seed, self.settings.n_candidates
         settings = {"name": "made-up", "seed": seed, "n_candidates": n_candidates}

@@ -23,11 +23,13 @@ from two_processes import run_two
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.callbacks.predictions import Predictions
 from rpp.callbacks.results import ResultsTable
+from rpp.callbacks.reward_log import RewardLog
 from rpp.data.shares import SharedBatches, share
 from rpp.learners.ppo import PPO
 from rpp.llms.base import ScriptedLanguageModel
 from rpp.llms.controls import answers_at_random, shown_candidates
 from rpp.llms.huggingface import HuggingFaceLanguageModel
+from rpp.rewards import read_rewards
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
 
 N_EPOCHS = 2
@@ -105,7 +107,8 @@ def play(folder: Path, n_processes: int) -> None:
         ).fit(module(n_steps=3, n_static_prompts=1), users)
 
     table = ResultsTable(str(folder / "results"))
-    made = run(Record(folder), table, max_epochs=N_EPOCHS)
+    rewards = RewardLog(str(folder / "rewards.parquet"))
+    made = run(Record(folder), table, rewards, max_epochs=N_EPOCHS)
     rpp = module(n_steps=3, n_static_prompts=3, actor_lr=0.003, critic_lr=0.003)
     made.fit(rpp, users)
     made.test(rpp, users, verbose=False)
@@ -211,6 +214,13 @@ def test_the_table_holds_every_test_user_once_in_their_order(one, two):
     for key in (*same, "permuted_prompts"):
         assert ours[key] == table[key]
     assert (one / "results/results.csv").read_text() == (two / "results/results.csv").read_text()
+
+
+def test_the_reward_log_holds_the_steps_of_all_processes(one, two):
+    log, ours = (read_rewards(folder / "rewards.parquet") for folder in (one, two))
+    assert log.height == N_EPOCHS * 3 * 11
+    assert ours.drop("probability").equals(log.drop("probability"))
+    assert ours["probability"].to_list() == pytest.approx(log["probability"].to_list(), 1e-3)
 
 
 def test_predictions_of_all_processes_are_in_one_file(one, two):

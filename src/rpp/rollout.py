@@ -89,6 +89,12 @@ class Transition(Generic[C]):
         """Whether the episode ends here."""
         return self.observation is None
 
+    @property
+    def log_prob(self) -> Tensor | None:
+        """Log-probability of all actions of each user, ``(B,)``; ``None``: the choice has none."""
+        log_prob: Tensor | None = getattr(self.decision, "log_prob", None)
+        return None if log_prob is None else log_prob.detach().cpu().double().sum(dim=-1)
+
 
 @dataclass(frozen=True)
 class Environment:

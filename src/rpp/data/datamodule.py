@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from data_prep.tables import load_summary
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_titles
+from rpp.data.interactions import load_item_ids, load_titles
 from rpp.data.lightgcn import LightGCNSettings
 from rpp.data.pretrained import load_or_train
 from rpp.data.shares import SharedBatches
@@ -104,6 +104,11 @@ class EpisodeDataModule(LightningDataModule):
     def catalogue(self) -> list[Item]:
         """All items; the index in the list is the item's number."""
         return [Item(index, title) for index, title in enumerate(load_titles(self.folder))]
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Names of all items in the raw data, in the same order."""
+        return load_item_ids(self.folder)
 
     def episodes(self, split: Split) -> list[Episode]:
         """All episodes of one user set."""

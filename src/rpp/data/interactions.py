@@ -13,6 +13,7 @@ from data_prep.tables import (
     EPISODES_FILE,
     INTERACTIONS_FILE,
     ITEM,
+    ITEM_ID,
     ITEMS_FILE,
     POSITION,
     SPLIT,
@@ -29,6 +30,12 @@ def load_titles(folder: Path) -> list[str]:
     """Titles of the catalogue; the index in the list is the item's number."""
     table = scan_table(folder, ITEMS_FILE).select(ITEM, TITLE).sort(ITEM).collect()
     return table[TITLE].to_list()
+
+
+def load_item_ids(folder: Path) -> list[str]:
+    """Names of the items in the raw data; the index in the list is the item's number."""
+    table = scan_table(folder, ITEMS_FILE).select(ITEM, ITEM_ID).sort(ITEM).collect()
+    return table[ITEM_ID].to_list()
 
 
 def load_training_pairs(folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

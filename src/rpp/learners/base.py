@@ -43,6 +43,8 @@ class PromptLearner(PromptPolicy[C]):
 
     Attributes:
         train_steps: Steps of the running epoch, of this process alone, for the logs.
+        train_draws: Of each of them its number in the episode, and the log-probability of every
+            user's actions, ``(B,)``, where the choice tells it.
         test_results: What the test has measured so far.
     """
 
@@ -60,6 +62,7 @@ class PromptLearner(PromptPolicy[C]):
             CatMetric(nan_strategy="disable", sync_on_compute=False) for _ in range(self.n_steps)
         )
         self.train_steps: list[Step] = []
+        self.train_draws: list[tuple[int, Tensor | None]] = []
         self.test_results = evaluation.TestResults()
 
     # -- training ----------------------------------------------------------------------------
@@ -77,11 +80,12 @@ class PromptLearner(PromptPolicy[C]):
 
     def on_train_epoch_start(self) -> None:
         """Forget the steps of the last epoch."""
-        self.train_steps = []
+        self.train_steps, self.train_draws = [], []
 
     def log_reward(self, transition: Transition[C]) -> None:
         """Log the mean reward of a training step, and keep the step for the logs."""
         self.train_steps.append(transition.step)
+        self.train_draws.append((transition.number, transition.log_prob))
         reward = transition.step.rewards().to(self.device)
         known = reward[reward.isfinite()]
         total, n_known = all_reduce_sum(torch.stack([known.sum(), known.new_tensor(len(known))]))
