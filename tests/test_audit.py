@@ -70,6 +70,14 @@ def test_a_mistake_ends_in_one_sentence(here, capsys):
     assert "audit.n_targets is 1" in capsys.readouterr().err
 
 
+def test_a_budget_ends_it_with_the_users_asked_so_far(here, capsys):
+    with pytest.raises(SystemExit):
+        run(audit("--audit.n_users", "10", "--environment.max_calls", "45"), main)
+    record = json.loads((here / "results/ml-100k/audit.json").read_text())
+    assert record["n_rewards"] == 5 * 2 * 3
+    assert "The budget ended it before all users were asked." in capsys.readouterr().out
+
+
 def test_users_without_enough_targets_are_passed_over():
     episodes = MadeUpUsers(5, 1, 1).episodes("train")
     users = Plan(n_users=4).users([*episodes, *episodes[1:]])

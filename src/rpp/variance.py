@@ -85,8 +85,7 @@ class Components(NamedTuple):
 
 def contrasts(n_options: Sequence[int]) -> Array:
     """Orthonormal contrasts between each pattern's options, ``(sum of options, D)``."""
-    made: Array = block_diag(*(helmert(n).T for n in n_options))
-    return made
+    return np.asarray(block_diag(*(helmert(n).T for n in n_options)))
 
 
 def sums(rewards: Array, actions: Array, n_options: Sequence[int]) -> Sums:
@@ -152,10 +151,8 @@ def _lasting(groups: Sums, residuals: Array) -> Array:
         normal = normal + (groups.grams[:, one] * groups.grams[:, other]).sum(0)
         products = products + (residuals[:, one] * groups.moments[:, other]).sum(0) / 2
         products = products + (residuals[:, other] * groups.moments[:, one]).sum(0) / 2
-    found: Array = np.linalg.lstsq(
-        _blocks(normal, groups), np.add.reduceat(products, groups.starts)
-    )[0]
-    return found
+    by_pattern = np.add.reduceat(products, groups.starts)
+    return np.asarray(np.linalg.lstsq(_blocks(normal, groups), by_pattern)[0])
 
 
 def _within(groups: Sums, residuals: Array, others: Array) -> Array:
@@ -167,8 +164,7 @@ def _within(groups: Sums, residuals: Array, others: Array) -> Array:
     normal = np.block([[by_pattern, traces[:, None]], [traces[None], np.array([[n]])]])
     products = np.add.reduceat((residuals * groups.moments).sum((0, 1)), groups.starts)
     rest = groups.squares.sum() - np.einsum("utd,ud->", groups.moments, others)
-    found: Array = np.linalg.lstsq(normal, np.append(products, rest))[0]
-    return found
+    return np.asarray(np.linalg.lstsq(normal, np.append(products, rest))[0])
 
 
 def _blocks(matrix: Array, groups: Sums) -> Array:

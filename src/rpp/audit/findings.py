@@ -145,11 +145,14 @@ def find(rewards: Array, actions: Array, patterns: Mapping[str, int]) -> Finding
 def _findings(found: _Evidence, names: Sequence[str]) -> Findings:
     groups, whole, without = found.groups, found.whole, found.without
     lasting = with_interval(whole.lasting.sum(), without.lasting.sum(1))
+    n_users, n_targets = groups.counts.shape
     return Findings(
-        *groups.counts.shape,
+        n_users,
+        n_targets,
         found.n_prompts,
         int(groups.counts.sum()),
-        *map(_deviation, whole.levels, without.levels.T),
+        _deviation(whole.levels[0], without.levels[:, 0]),
+        _deviation(whole.levels[1], without.levels[:, 1]),
         dict(zip(names, _by_pattern(found), strict=True)),
         _deviation(whole.within[-1], without.within[:, -1]),
         _deviation(whole.within.sum(), without.within.sum(1)),

@@ -87,7 +87,7 @@ class Audit(RankerClient):
         self.actions = np.stack(
             [[draw_actions(patterns, n_prompts, seed, each) for each in user] for user in users]
         )
-        self.rewards = np.full(self.actions.shape[:3], np.nan)
+        self.rewards: np.ndarray = np.full(self.actions.shape[:-1], np.nan)
         self.asked_of: dict[str, str] = {}
 
     def setup(self, stage: str) -> None:
@@ -124,7 +124,7 @@ class Audit(RankerClient):
 
     def _ask(self, users: Sequence[int], limit: int | None = None) -> np.ndarray:
         """Rewards of the users' prompts, one after the other."""
-        n_prompts = self.rewards.shape[2]
+        n_prompts = self.rewards.shape[-1]
         asked = [each for user in users for each in self.users[user] for _ in range(n_prompts)]
         actions = torch.from_numpy(self.actions[users].reshape(len(asked), -1))[:limit]
         lengths = self.patterns.first_lengths(len(actions))

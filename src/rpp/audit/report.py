@@ -163,13 +163,14 @@ def draw(found: Findings, patterns: Patterns) -> Figure:
     n = len(found.patterns)
     figure = Figure(figsize=(3 * n + 4, 3.6), layout="constrained")
     *by_pattern, last = figure.subplots(1, n + 1, width_ratios=[3] * n + [4])
+    farthest = max(abs(end) for each in found.patterns.values() for v in each.effects for end in v)
+    reach = 1.1 * farthest or 1.0
     for axis, (name, each) in zip(by_pattern, found.patterns.items(), strict=True):
         labels = [_label(patterns, name, action) for action in range(len(each.effects))]
         _bars(axis, range(len(labels)), each.effects)
         axis.axhline(0, color="grey", linestyle="--")
         axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize="small")
-        axis.set_title(f"{name}: all users")
-        axis.sharey(by_pattern[0])
+        axis.set(title=f"{name}: all users", ylim=(-reach, reach))
     by_pattern[0].set_ylabel("NDCG less the mean, 95 % interval")
     kinds = {"all users": "main", "one user and target": "within", "lasting in a user": "lasting"}
     for place, (label, kind) in enumerate(kinds.items()):
