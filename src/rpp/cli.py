@@ -178,7 +178,7 @@ def check_yaml(arguments: Sequence[str]) -> None:
 def _tell_of_names(names: Mapping[str, str]) -> None:
     """Say that an overlay of the project names the run in place of a file of the user's own."""
     own = [file for file in names if Path(file).parts[0] != "conf"]
-    last = next(reversed(names), None)
+    last = list(names)[-1] if names else ""
     if own and last not in own:
         log_progress(
             f"The run is called {names[last]} as in {last}, not {names[own[-1]]} as in {own[-1]}:"
