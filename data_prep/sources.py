@@ -90,8 +90,7 @@ class CustomFiles:
         timestamp_format: How dates are written in the column of times, such as ``%m/%d/%Y`` or
             ``%d.%m.%Y %H:%M`` (as in strftime); numbers and dates that begin with year, month and
             day need none.
-        articles: ``front``: a title ``Dogs, A`` becomes ``A Dogs``, as in lists of films. ``keep``:
-            it stays.
+        articles: ``front`` makes ``A Dogs`` of ``Dogs, A``, as films are listed; ``keep`` does not.
     """
 
     interactions: str

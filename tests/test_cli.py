@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from cli_setup import command
 
-from rpp.cli import main, run
+from rpp.cli import SaveConfig, main, run
 
 
 def test_fit_test_predict(here, capsys):
@@ -100,3 +101,9 @@ def test_malformed_yaml_is_named(here, capsys):
         run(command("fit"))
     assert stop.value.code == 2
     assert "small.yaml" in capsys.readouterr().err
+
+
+def test_a_run_that_logs_nothing_leaves_no_configuration_in_the_top_folder(tmp_path):
+    unlogged = SimpleNamespace(loggers=[], log_dir=str(tmp_path))
+    SaveConfig(parser=None, config=None).setup(unlogged, None, "test")  # once wrote config.yaml
+    assert not list(tmp_path.iterdir())

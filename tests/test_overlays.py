@@ -41,7 +41,9 @@ def test_every_data_overlay(here, monkeypatch, custom_csv, data):
         ["fit", "--config", "conf/rpp.yaml", "--config", f"conf/data/{data}.yaml",
          "--config", "small.yaml", "--trainer.fast_dev_run", "true"]
     )  # fmt: skip
-    summary = json.loads((here / f"data/{data}/summary.json").read_text())
+    # each data set of the user's own has a folder of its own
+    folder = here / "data" / ("custom/custom" if data == "custom" else data)
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["settings"]["name"] == data
 
 

@@ -10,6 +10,7 @@ from tiny_models import TITLES
 
 from rpp.agents.state import Observation, StateEncoder
 from rpp.encoders import PromptEncoder, encode_parts
+from rpp.learners.encodings import recall_titles
 from rpp.types import InputError, Ranking, failed_ranking
 
 N_ITEMS, ITEM_DIM, PROMPT_DIM, STATE_DIM = 240, 8, 24, 16
@@ -209,6 +210,24 @@ def test_a_text_is_encoded_once(encoder):
     again = encoder([TEXTS[1], TEXTS[0]])
     assert len(asked) == 2
     assert torch.equal(again, first[[2, 0]])
+
+
+def test_titles_of_a_data_set_are_encoded_once_for_its_folder(tmp_path, tiny_bert_folder, caplog):
+    """Every process once encoded them anew."""
+    first, second = (PromptEncoder(str(tiny_bert_folder)) for _ in range(2))
+    recall_titles(first, tmp_path, TEXTS)
+    asked = count_calls(second)
+    recall_titles(second, tmp_path, TEXTS)
+    assert torch.equal(second(TEXTS), first(TEXTS))
+    assert not asked
+    recall_titles(second, tmp_path, [*TEXTS, "new"])
+    assert asked == ["new"]
+    assert "was made with other titles: making it again" in caplog.text
+    cls = PromptEncoder(str(tiny_bert_folder), pooling="cls")
+    recall_titles(cls, tmp_path, TEXTS)
+    assert not torch.equal(cls(TEXTS), first(TEXTS))
+    recall_titles(first, tmp_path / "nowhere", TEXTS)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_memory_is_bounded_and_forgets_the_longest_unused(tiny_bert_folder):

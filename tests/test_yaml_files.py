@@ -81,3 +81,23 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(InputError, match=r"there is no configuration file .*none\.yaml"):
         check_yaml(["--config", str(tmp_path / "none.yaml")])
     check_yaml(["--name", "none.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "is_told"),
+    [
+        (["mine.yaml", "conf/controls/copies_the_list.yaml"], [], True),
+        (["mine.yaml", "conf/controls/copies_the_list.yaml"], ["--name", "x"], False),
+        (["conf/data/ml-1m.yaml", "conf/controls/copies_the_list.yaml"], [], False),
+        (["conf/controls/copies_the_list.yaml", "mine.yaml"], [], False),
+    ],
+)
+def test_an_overlay_that_names_the_run_in_place_of_ones_own_file_is_told(
+    here, capsys, files, options, is_told
+):
+    """Results of a control once came under its own name, without a word."""
+    (here / "mine.yaml").write_text("name: mine\n")
+    files = ["conf/rpp.yaml", *files]
+    check_yaml([word for file in files for word in ("--config", file)] + options)
+    told = "The run is called copies_the_list as in conf/controls/copies_the_list.yaml, not mine"
+    assert (told in " ".join(capsys.readouterr().err.split())) == is_told

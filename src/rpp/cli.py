@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -206,17 +206,34 @@ def check_yaml(arguments: Sequence[str]) -> None:
     Raises:
         InputError: If one is missing, empty, is not YAML in UTF-8, or gives a key twice.
     """
+    names: dict[str, str] = {}
     for before, word in pairwise(["", *arguments]):
         option, _, value = word.partition("=") if word.startswith("-") else (before, "", word)
         is_config = option in ("-c", "--config")
         if not value or not (is_config or value.endswith((".yaml", ".yml"))):
             continue
         try:
-            if read_yaml(Path(value)) is None:
+            content = read_yaml(Path(value))
+            if content is None:
                 raise InputError(f"{value} is empty: write settings into it, or leave it out")
+            if is_config and isinstance(content, dict) and "name" in content:
+                names[value] = content["name"]
         except FileNotFoundError:
             if is_config:
                 raise InputError(f"there is no configuration file {value}") from None
+    if not any(word.partition("=")[0] == "--name" for word in arguments):
+        _tell_of_names(names)
+
+
+def _tell_of_names(names: Mapping[str, str]) -> None:
+    """Say that an overlay of the project names the run in place of a file of the user's own."""
+    own = [file for file in names if Path(file).parts[0] != "conf"]
+    last = list(names)[-1] if names else ""
+    if own and last not in own:
+        log_progress(
+            f"The run is called {names[last]} as in {last}, not {names[own[-1]]} as in {own[-1]}:"
+            " --name gives it a name of its own"
+        )
 
 
 def run(args: list[str] | None = None) -> LightningCLI:

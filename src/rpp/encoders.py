@@ -92,9 +92,18 @@ class PromptEncoder:
         rows = torch.stack([self._known[text] for text in texts])
         for text in texts:
             self._known.move_to_end(text)
+        self._forget()
+        return rows
+
+    def remember(self, texts: Sequence[str], rows: Tensor) -> None:
+        """Keep encodings made before; ``(B, E)``, a row for each text."""
+        self._known.update(zip(texts, rows, strict=True))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the encodings not used for longest, if there are too many."""
         while len(self._known) > self.n_kept:
             self._known.popitem(last=False)
-        return rows
 
     def _encode(self, texts: list[str]) -> Tensor:
         """Encode texts in batches of one shape for all texts of similar lengths.

@@ -17,8 +17,10 @@ from rpp.agents.actor_critic import Decision
 from rpp.agents.joint import JointDecision
 from rpp.agents.losses import horizon
 from rpp.agents.state import Observation, Pooling, StateEncoder
+from rpp.data.datamodule import EpisodeDataModule
 from rpp.encoders import encode_parts, shared_encoder
 from rpp.learners.base import PromptLearner
+from rpp.learners.encodings import recall_titles
 from rpp.learners.policy import check_fraction, check_positive, check_smallest
 from rpp.processes import average_gradients
 from rpp.rollout import Step
@@ -81,6 +83,13 @@ class NeuralLearner(PromptLearner[D]):
         self.pooling: Pooling = pooling
 
     # -- states ------------------------------------------------------------------------------
+
+    def build(self, data: EpisodeDataModule, device: torch.device) -> None:
+        """Make the policy; titles that an earlier process encoded are known."""
+        super().build(data, device)
+        if self.prompt_encoding == "parts" and self.n_steps > 1:
+            titles = [item.title for item in data.catalogue]
+            recall_titles(self.encoder, data.folder, titles)
 
     def build_policy(self, device: torch.device) -> None:
         """Make state encoder and agents."""
