@@ -31,11 +31,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rpp.callbacks.environment import RewardEnvironment
+from rpp.arguments import remade
+from rpp.callbacks.environment import SETTINGS, RewardEnvironment
 from rpp.data.directory import Directory
 from rpp.llms.base import LanguageModel
 from rpp.personaliser import Personaliser
 from rpp.recommendation import Query
+from rpp.restore import find_checkpoint
 from rpp.types import LanguageModelError
 
 REFUSED = "refused"
@@ -183,7 +185,7 @@ def throughput(
     with serving(arguments) as server:
         for k in counts:
             bodies = users(personaliser.directory, min(n, 16 * k), seed + k)
-            asyncio.run(ask(server.url, users(personaliser.directory, 1, seed - 1), 1))
+            asyncio.run(ask(server.url, users(personaliser.directory, 1, 1000 + k), 1))
             started = perf_counter()
             met = asyncio.run(ask(server.url, bodies, k))
             rate = len(met) / (perf_counter() - started)
@@ -263,7 +265,9 @@ def main() -> None:
     arguments = [f"--config={path}" for path in given.config]
     arguments.append(f"--ckpt_path={given.checkpoint}")
     console = Console()
-    with Personaliser.load(given.checkpoint) as personaliser:
+    settings = find_checkpoint(given.checkpoint)[SETTINGS]
+    uncached = remade(settings, RewardEnvironment, cache_dir=None)
+    with Personaliser.load(given.checkpoint, uncached) as personaliser:
         directory = personaliser.directory
         if given.clients:
             throughput(console, personaliser, arguments, given.n, given.clients)
