@@ -182,7 +182,7 @@ def throughput(
         bare(personaliser, bodies[:1], 1)
         limits[k] = bare(personaliser, bodies, k)
     personaliser.close()
-    with serving(arguments) as server:
+    with serving([*arguments, "--serve.timeout=600"]) as server:
         for k in counts:
             bodies = users(personaliser.directory, min(n, 16 * k), seed + k)
             asyncio.run(ask(server.url, users(personaliser.directory, 1, 1000 + k), 1))
