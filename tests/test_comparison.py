@@ -256,7 +256,14 @@ def test_the_rows_of_evidence(here: Path, capsys):
     small = yaml.safe_load((here / "small.yaml").read_text())
     (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
     files = ("conf/compare.yaml", "conf/compare_evidence.yaml", "few.yaml")
-    rows = ["Item-kNN", "EASE", "manual prompt", "LM + EASE + Item-kNN", "best static evidence"]
+    rows = [
+        "Item-kNN",
+        "EASE",
+        "manual prompt",
+        "manual, EASE",
+        "LM + EASE + Item-kNN",
+        "best static evidence",
+    ]
     main(
         ["test", *(word for file in files for word in ("--config", file)),
          "--model.only", json.dumps(rows)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from comparison_setup import GOOD, PATTERNS, knows, scored, task
 from comparison_setup import users as users
+from evidence_setup import Fixed
 
 from rpp.comparison.references import Enumeration, Manual, RandomPolicy
 from rpp.llms.controls import answers_at_random, shown_candidates
-from rpp.types import LanguageModelError
+from rpp.prompts.patterns import load_patterns
+from rpp.types import InputError, LanguageModelError
 
 
 def test_the_manual_prompt_is_that_of_the_file(users):
@@ -52,3 +57,23 @@ def test_the_random_policy_draws_for_each_user_alone(users):
     forwards = RandomPolicy().learn(mine)(test)
     backwards = RandomPolicy().learn(mine)(test[::-1])
     assert [each.order for each in backwards[::-1]] == [each.order for each in forwards]
+
+
+def test_a_manual_prompt_with_an_option_of_evidence(users):
+    """Each is another prompt; the file's own has none."""
+    asked = []
+    patterns = load_patterns("conf/patterns/movies_evidence.yaml")
+    order = tuple(range(10))
+    told = Fixed(**{"EASE": order, "Item-kNN": order, "Pop": order})
+    mine = replace(
+        task(users, lambda prompt: asked.append(prompt) or ""), patterns=patterns, evidence=told
+    )
+    validation = users.episodes("validation")[:1]
+    for method in (Manual(), Manual(2, "EASE"), Manual(4, "both")):
+        method.learn(mine)(validation)
+    assert [text.count("movies: ") + text.count("watched: ") for text in asked] == [0, 1, 2]
+    assert Manual(2, "EASE").name == "EASE"
+    with pytest.raises(InputError, match="manual evidence is 8"):
+        Manual(8, "none").learn(mine)
+    with pytest.raises(InputError, match="option 2 of evidence is asked for"):
+        Manual(2, "none").learn(task(users))

@@ -12,6 +12,7 @@ import torch
 from evidence_setup import AllAlike, AtRandom, ByPlace, Fitted, IsTheTarget
 from pipeline import MadeUpUsers
 
+from rpp.baselines.arbitrary import Arbitrary
 from rpp.baselines.base import TrainingData, validation_ndcg
 from rpp.baselines.evidence import RecommenderEvidence, blinded, read_fitting_data
 from rpp.baselines.factorisation import LightGCN
@@ -176,7 +177,7 @@ def named_first(kind, reply):
         return float(ndcg(target_ranks(step.rankings, test), 10).mean())
 
 
-@pytest.mark.parametrize("kind", [AtRandom, AllAlike, ByPlace])
+@pytest.mark.parametrize("kind", [Arbitrary, AtRandom, AllAlike, ByPlace])
 @pytest.mark.parametrize("reply", [copies_the_list, copies_the_evidence])
 def test_rankers_without_skill_stay_at_chance_with_evidence(kind, reply):
     low, high = chance_interval("ndcg@10", 10, 400, 0.999)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,16 +15,27 @@ from rpp.types import Episode, InputError, Ranking
 
 
 class Manual(PromptMethod):
-    """The prompt one would write by hand: section ``manual`` of the patterns file."""
+    """The prompt one would write by hand: section ``manual`` of the patterns file.
+
+    Args:
+        evidence: Number of its option of evidence, from 1. ``null``: the file's.
+        name: Name in tables.
+    """
 
     name = "manual prompt"
+
+    def __init__(self, evidence: int | None = None, name: str = "manual prompt") -> None:
+        self.evidence = evidence
+        self.name = name
 
     def learn(self, task: Task) -> Ranks:
         """There is nothing to learn.
 
         Raises:
-            InputError: If the patterns file has no manual prompt.
+            InputError: If the patterns file has no manual prompt, or no such option.
         """
+        if self.evidence is not None:
+            task = replace(task, patterns=task.patterns.with_evidence(self.evidence))
         manual = task.manual
         return ranks_of(manual, only_prompt(manual.patterns))
 

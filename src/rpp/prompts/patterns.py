@@ -253,6 +253,19 @@ class Patterns:
         """
         return replace(self, history=HistoryPattern(self.history.start, lengths=tuple(lengths)))
 
+    def with_evidence(self, number: int) -> Patterns:
+        """The same with another option of evidence in the manual prompt.
+
+        Raises:
+            InputError: If there is no manual prompt, or no such option.
+        """
+        if self.manual is None or self.evidence is None:
+            raise InputError(
+                f"option {number} of evidence is asked for: take a patterns file with the sections"
+                " `evidence` and `manual`, such as conf/patterns/movies_evidence.yaml"
+            )
+        return replace(self, manual=replace(self.manual, evidence=number))
+
     def check_profiles(self, profiles: Iterable[Mapping[str, str]], data_name: str) -> None:
         """Refuse a data set without the user attributes of the profile pattern.
 
