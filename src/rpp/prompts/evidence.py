@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rpp.prompts.options import filled, placeholders
-from rpp.types import Request, InputError
+from rpp.types import InputError, Request
 
 SEPARATOR = "; "
 """Between titles, which may contain commas."""
