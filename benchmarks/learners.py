@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from rpp.learners.ppo import PPO
 from rpp.learners.rpp import RPP
 from rpp.metrics import mean_interval
 from rpp.prompts.static import draw_static_prompts
-from rpp.types import Episode
+from rpp.types import Choice, Episode, Split
 
 TABLE = Path("benchmarks/rewards.parquet")
 """Rewards of SmolLM2 with and without its adapter, see :mod:`benchmarks.reward_table`."""
@@ -80,7 +81,7 @@ def learner(make: type[PromptLearner[Any]], per_epoch: str | None, **options: An
     """A learner of the project; ``per_epoch`` names the option that says how often it asks."""
 
     def choose(world: World, users: WorldUsers, budget: Budget, seed: int) -> Any:
-        environment = KnownEnvironment(world)
+        environment = KnownEnvironment.of(world)
         kind = type(make.__name__, (make,), {"environment": environment})
         n_epochs = N_EPOCHS if per_epoch else budget.draws
         asked = {per_epoch: budget.draws // N_EPOCHS} if per_epoch else {}
@@ -98,9 +99,10 @@ def learner(make: type[PromptLearner[Any]], per_epoch: str | None, **options: An
 
         def policy(episodes: Sequence[Episode]) -> Tensor:
             with torch.no_grad():
-                return made.greedy(made.first_state(episodes), 0, episodes).actions
+                choice: Choice = made.greedy(made.first_state(episodes), 0, episodes)
+            return choice.actions
 
-        return policy, environment.n_calls[0]
+        return policy, sum(environment.n_asked)
 
     return choose
 
@@ -109,11 +111,11 @@ def static(n_prompts: int) -> Chooser:
     """The best of some static prompts on validation users."""
 
     def choose(world: World, users: WorldUsers, budget: Budget, seed: int) -> Any:
-        environment = KnownEnvironment(world)
+        environment = KnownEnvironment.of(world)
         drawn = draw_static_prompts(world.patterns, n_prompts, 1, seed)
         best, _ = best_static_prompt(environment, drawn, users.episodes("validation"))
         actions = torch.tensor(best.actions)
-        return lambda episodes: actions.expand(len(episodes), -1), environment.n_calls[0]
+        return lambda episodes: actions.expand(len(episodes), -1), sum(environment.n_asked)
 
     return choose
 
@@ -139,8 +141,12 @@ def play(name: str, world: World, budget: Budget, seed: int) -> tuple[float, int
     n_users = len(world.vectors)
     order = np.random.default_rng([seed, 5]).permutation(n_users).tolist()
     n_seen = budget.users + N_VALIDATION
-    split = {"train": order[: budget.users], "validation": order[budget.users : n_seen]}
-    users = WorldUsers(world, {**split, "test": order[n_seen:]}, budget.targets, batch_size=20)
+    split: dict[Split, list[int]] = {
+        "train": order[: budget.users],
+        "validation": order[budget.users : n_seen],
+        "test": order[n_seen:],
+    }
+    users = WorldUsers(world, split, budget.targets, batch_size=20)
     policy, n_calls = CHOOSERS[name](world, users, budget, seed)
     test = users.episodes("test")
     return world.gain(torch.tensor(order[n_seen:]), policy(test).cpu()), n_calls
@@ -203,6 +209,11 @@ PLANTED = (
 )
 
 
+def _same(world: World, seed: int) -> World:
+    """A table is the same for every seed, which splits its users."""
+    return world
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all learners in all worlds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -219,15 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for title, personal, budget in PLANTED if given.worlds else ():
         spreads = replace(Spreads(), personal=personal)
-        rows += measure(
-            title, lambda seed, spreads=spreads: PlantedWorld(spreads, seed), budget,
-            given.learners, given.worlds,
-        )  # fmt: skip
+        rows += measure(title, partial(PlantedWorld, spreads), budget, given.learners, given.worlds)
     models = pl.read_parquet(given.table)["model"].unique().sort() if given.table.is_file() else ()
     for model in models:
         world = TableWorld(given.table, model)
         budget = Budget(draws=4, targets=world.scores.shape[1])
-        rows += measure(model, lambda seed, w=world: w, budget, given.learners, given.seeds)
+        rows += measure(model, partial(_same, world), budget, given.learners, given.seeds)
     given.out.write_text("\n".join([HEADER, *map(_line, rows)]) + "\n", encoding="utf-8")
     chart(rows, given.out.with_suffix(".png"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.vectors import CollaborativeVectors
+from rpp.llms.base import ScriptedLanguageModel
 from rpp.prompts.patterns import Patterns, load_patterns
-from rpp.prompts.static import StaticPrompt
+from rpp.ranker import Ranker
 from rpp.rollout import Environment, Step
 from rpp.types import Episode, Item, Split
 
@@ -198,22 +199,37 @@ class KnownStep(Step):
         return self.known
 
 
+@dataclass(frozen=True)
 class KnownEnvironment(Environment):
-    """Answers from a world; counts what it is asked."""
+    """Answers from a world, in the place of a language model.
 
-    def __init__(self, world: World) -> None:
-        object.__setattr__(self, "patterns", world.patterns)
-        object.__setattr__(self, "ranker", None)
-        object.__setattr__(self, "refiner", None)
-        object.__setattr__(self, "world", world)
-        object.__setattr__(self, "n_calls", [0])
+    Attributes:
+        world: Has the rewards.
+        n_asked: Number of prompts of every step so far.
+    """
 
-    def step(self, episodes: Sequence[Episode], actions: Tensor, lengths: Sequence[int]) -> Step:
+    world: World | None = None
+    n_asked: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, world: World) -> KnownEnvironment:
+        """The environment of a world."""
+        ranker = Ranker(ScriptedLanguageModel(reply=""))  # is not asked
+        return cls(world.patterns, ranker, world=world)
+
+    def step(
+        self,
+        episodes: Sequence[Episode],
+        actions: Tensor,
+        lengths: Sequence[int],
+        asks: bool = True,
+    ) -> Step:
         """Look up the rewards."""
-        self.n_calls[0] += len(episodes)  # type: ignore[attr-defined]
+        assert self.world is not None
+        self.n_asked.append(len(episodes))
         users = torch.tensor([episode.user for episode in episodes])
         numbers = torch.tensor([episode.number for episode in episodes])
-        rewards = self.world.rewards(users, numbers, actions.cpu())  # type: ignore[attr-defined]
+        rewards = self.world.rewards(users, numbers, actions.cpu())
         return KnownStep(episodes, actions, lengths, (), (), rewards.float())
 
 
@@ -256,9 +272,6 @@ _PAST = Item(N_CANDIDATES, "past item")
 def _episode(world: World, user: int, number: int, split: Split) -> Episode:
     """A user and one of their targets; the items are of no consequence."""
     history = (_PAST,) * int(world.history_lengths[user])
-    return Episode(user, history, _CANDIDATES, 0, split, str(user), number=number)
-
-
-def static_prompt(world: World, prompt: StaticPrompt, n_users: int) -> Tensor:
-    """The same actions for all users, ``(n_users, P)``."""
-    return torch.tensor(prompt.actions).expand(n_users, -1)
+    return Episode(
+        user, history, _CANDIDATES, withheld=0, split=split, user_id=str(user), number=number
+    )

@@ -78,7 +78,7 @@ class Personaliser:
         if concurrency > 1:
             environment = _Sharing(
                 environment.patterns, environment.ranker, environment.refiner,
-                environment.is_tolerant, self._lock,
+                is_tolerant=environment.is_tolerant, lock=self._lock,
             )  # fmt: skip
         self.environment = environment
 

@@ -50,6 +50,11 @@ def restore_learner(
         carried.learner,
         PromptLearner,  # type: ignore[type-abstract]  # a subclass of it is made
     )
+    if learner.patterns.needs_evidence:
+        raise InputError(
+            "this policy's prompts name what recommenders say, and a checkpoint holds no"
+            " recommenders: use predict with the configuration and data of its fit"
+        )
     learner.build_for(carried.vectors, carried.summary, device)
     checkpoints.check_provenance(provenance, learner.provenance)
     checkpoints.check_shapes(checkpoint["state_dict"], learner.state_dict())

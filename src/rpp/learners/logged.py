@@ -8,7 +8,7 @@ it needs fewer calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from rpp.learners.base import EPOCH_MEAN, PromptLearner
 from rpp.learners.policy import check_smallest
 from rpp.processes import gather_rows
 from rpp.rollout import Step, Transition
-from rpp.types import Choice, Episode, InputError
+from rpp.types import Choice, Episode, InputError, Split
 
 MAX_PROMPTS = 100_000
 """Prompts that are compared one by one where pairs of options have effects of their own."""
@@ -50,6 +50,9 @@ class RewardModelLearner(PromptLearner[Choice]):
         n_factors: Principal components of the collaborative vectors that stand for a user.
         learner: What :class:`rpp.learners.base.PromptLearner` takes; it plays one step.
     """
+
+    centre: Tensor
+    factors: Tensor
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class RewardModelLearner(PromptLearner[Choice]):
             name = f"{kind}_{self.patterns.names[int(number)]}" if number else kind
             self.log(f"reward_sd/{name}", deviation, **EPOCH_MEAN, batch_size=1)
 
-    def max_fit_calls(self, n_users: Any, n_epochs: int) -> int:
+    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
         """With several prompts for every training user."""
         more = (self.n_draws - 1) * n_users["train"] * n_epochs
         return super().max_fit_calls(n_users, n_epochs) + more
