@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pipeline import PATTERNS, MadeUpUsers, environment, trainer
+from pipeline import PATTERNS, MadeUpUsers, environment, module, trainer
 from test_learning import planted
 
+from rpp.callbacks.environment import N_CALIBRATION
+from rpp.callbacks.reward_log import RewardLog
 from rpp.learners.logged import RewardModelLearner
 from rpp.llms.base import LanguageModelError
 from rpp.llms.controls import answers_at_random
@@ -120,3 +122,51 @@ def test_without_personal_effects_everyone_gets_the_same_prompt(tmp_path):
         actions = model.greedy(model.first_state(test), 0, test).actions
     assert (actions == actions[0]).all()
     assert model.title == "RPP, reward model, common"
+
+
+def test_what_another_fit_has_paid_for_is_learnt_from_without_a_call(tmp_path):
+    """Whichever learner it was: here the four agents."""
+    users = MadeUpUsers(n_train=80, n_validation=4, n_test=20)
+    path = tmp_path / "rewards.parquet"
+    reply = planted(users, lambda user: 3)
+    agents = module(n_steps=1, history_lengths=[1, 4, 10], entropy_coef=1.0, n_static_prompts=1)
+    log = RewardLog(str(path))
+    run = trainer(tmp_path, environment(reply), log, max_epochs=4, limit_val_batches=0)
+    run.fit(agents, users)
+
+    asked = []
+
+    def count(prompt):
+        asked.append(prompt)
+        return "1. I have no idea"
+
+    model = learner(n_draws=0, reward_log=str(path))
+    run = trainer(tmp_path, environment(count), max_epochs=1, limit_val_batches=0)
+    run.fit(model, users)
+    assert len(asked) <= N_CALIBRATION  # which time and tokens are estimated by
+    assert len(model.logged.rewards) == 4 * 80
+    assert chosen(model, users.episodes("test")) == [3] * 20
+
+
+def test_a_log_of_other_sentences_is_refused(tmp_path):
+    users = MadeUpUsers(n_train=8, n_validation=4, n_test=2)
+    path = tmp_path / "rewards.parquet"
+    env = environment(answers_at_random)
+    log = RewardLog(str(path))
+    trainer(tmp_path, env, log, max_epochs=1, limit_val_batches=0).fit(learner(), users)
+    other = learner(reward_log=str(path), history_lengths=[2, 3])
+    with pytest.raises(InputError, match="has no reward of these training users, patterns"):
+        trainer(tmp_path, environment(answers_at_random), max_epochs=1).fit(other, users)
+
+
+def test_probabilities_say_how_sure_the_model_is(tmp_path):
+    users = MadeUpUsers(n_train=60, n_validation=4, n_test=5)
+    model = learner()
+    env = environment(planted(users, lambda user: 3))
+    trainer(tmp_path, env, max_epochs=3, limit_val_batches=0).fit(model, users)
+    test = users.episodes("test")
+    probabilities = model.probabilities(model.first_state(test), 0, test)
+    assert probabilities.shape == (5, 4, 9)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(5, 4))
+    assert (probabilities[:, model.patterns.names.index("reasoning"), 3] > 0.9).all()
+    assert float(probabilities[:, model.patterns.names.index("format")].max()) < 0.9

@@ -8,19 +8,24 @@ it needs fewer calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rpp.agents.reward_model import LoggedRewards, RewardModel
 from rpp.evaluation import random_actions
 from rpp.learners.base import EPOCH_MEAN, PromptLearner
 from rpp.learners.policy import check_smallest
 from rpp.processes import gather_rows
+from rpp.rewards import environment_fingerprint, read_rewards
 from rpp.rollout import Step, Transition
 from rpp.types import Choice, Episode, InputError, Split
 
@@ -33,8 +38,22 @@ LARGEST = 3.0
 USUAL_LENGTH = 30
 """A history of so many interactions is neither short nor long."""
 
+N_POSTERIOR = 200
+"""Draws from the posterior behind the probabilities of the options."""
+
 LOGGED = "logged_rewards"
 """Key of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class UniformChoice(Choice):
+    """Options drawn at random.
+
+    Attributes:
+        log_prob: Log-probability of the whole prompt, ``(B, 1)``.
+    """
+
+    log_prob: Tensor
 
 
 class RewardModelLearner(PromptLearner[Choice]):
@@ -48,6 +67,9 @@ class RewardModelLearner(PromptLearner[Choice]):
         personal: Whether options have effects for users like this one, besides those for everyone.
         pairs: Whether pairs of options of two patterns have effects of their own.
         n_factors: Principal components of the collaborative vectors that stand for a user.
+        reward_log: Parquet file of an earlier fit of any learner, see :mod:`rpp.rewards`, whose
+            rewards are learnt from as well: those of these patterns and this environment, for
+            training users. With it ``n_draws`` may be 0, and nothing is asked.
         learner: What :class:`rpp.learners.base.PromptLearner` takes; it plays one step.
     """
 
@@ -61,10 +83,12 @@ class RewardModelLearner(PromptLearner[Choice]):
         personal: bool = True,
         pairs: bool = False,
         n_factors: int = 8,
+        reward_log: str | None = None,
         **learner: Any,
     ) -> None:
         super().__init__(n_steps=1, **learner)
-        check_smallest(n_draws=(n_draws, 1), n_factors=(n_factors, 1))
+        least = 1 if reward_log is None else 0
+        check_smallest(n_draws=(n_draws, least), n_factors=(n_factors, 1))
         if not self.patterns.history.lengths:
             raise InputError(
                 "one step reaches every history length only if lengths are absolute: set"
@@ -81,6 +105,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         self.personal = personal
         self.pairs = pairs
         self.n_factors = n_factors
+        self.reward_log = reward_log
         self.logged: LoggedRewards | None = None
         self._epoch: list[Transition[Choice]] = []
 
@@ -135,12 +160,25 @@ class RewardModelLearner(PromptLearner[Choice]):
             np.stack([np.random.default_rng(key).standard_normal(n_effects) for key in keys])
         )
 
+    def probabilities(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Tensor:
+        """Probability that an option is in the best prompt, by the posterior; ``(B, P, A)``."""
+        features = self.features(state, episodes)
+        generator = torch.Generator().manual_seed(self.policy_seed)
+        drawn = torch.randn(N_POSTERIOR, len(self.model.mean), generator=generator)
+        chosen = torch.stack(
+            [self.model.best(features, each.expand(len(features), -1)) for each in drawn]
+        )
+        n_most = max(self.patterns.n_actions)
+        return functional.one_hot(chosen, n_most).float().mean(dim=0)
+
     def explore(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Choice:
         """Prompts to learn from: uniform, or by Thompson sampling."""
         if self.exploration == "thompson" and self.logged is not None:
             return super().explore(state, number, episodes)
         draws = self.draws(self.current_epoch, number, episodes)
-        return Choice(random_actions(self.patterns.n_actions, draws).to(state.device))
+        n_actions = self.patterns.n_actions
+        log_prob = torch.full((len(episodes), 1), -math.log(prod(n_actions)), dtype=torch.float64)
+        return UniformChoice(random_actions(n_actions, draws).to(state.device), log_prob)
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -148,7 +186,7 @@ class RewardModelLearner(PromptLearner[Choice]):
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Ask some prompts of every user; after the epoch's last users, fit the model."""
         repeated = [episode for episode in batch for _ in range(self.n_draws)]
-        for transition in self.rollout(repeated, self.explore):
+        for transition in self.rollout(repeated, self.explore) if repeated else ():
             self.log_reward(transition)
             self._epoch.append(transition)
         if self.trainer.is_last_batch:
@@ -159,7 +197,16 @@ class RewardModelLearner(PromptLearner[Choice]):
         """Fit the model to the rewards of all epochs and processes."""
         fresh = [self._rows(each.step, each.state) for each in self._epoch]
         self._epoch = []
-        rows = gather_rows(torch.cat(fresh))
+        if fresh:
+            self._add(gather_rows(torch.cat(fresh)))
+        if self.logged is None:
+            return
+        with torch.enable_grad():
+            self.model.fit(self.logged)
+        self._log_deviations()
+
+    def _add(self, rows: Tensor) -> None:
+        """Add rewards to those that are learnt from; failed calls are left out."""
         rows = rows[rows[:, -1].isfinite()]
         if self.logged is not None:
             rows = torch.cat([self._as_rows(self.logged), rows])
@@ -172,20 +219,51 @@ class RewardModelLearner(PromptLearner[Choice]):
             groups=rows[:, -2].long(),
             rewards=rows[:, -1],
         )
-        with torch.enable_grad():
-            self.model.fit(self.logged)
-        self._log_deviations()
+
+    def on_train_start(self) -> None:
+        """Read the reward log, unless a run is resumed, whose checkpoint has the rewards."""
+        super().on_train_start()
+        if self.reward_log is not None and self.logged is None:
+            self._add(self._read_log(self.reward_log))
+
+    def _read_log(self, path: str) -> Tensor:
+        """The rows of a log that this policy can learn from, ``(n, P + Q + 2)``.
+
+        Raises:
+            InputError: If there are none.
+        """
+        ours = {(each.user_id, each.number): each for each in self.data.episodes("train")}
+        rows = read_rewards(path).filter(
+            pl.col("reward").is_not_null(),
+            pl.col("patterns") == self.patterns.fingerprint,
+            pl.col("environment") == environment_fingerprint(self.environment_metadata),
+        )
+        known = [row for row in rows.iter_rows(named=True) if (row["user"], row["number"]) in ours]
+        if not known:
+            raise InputError(
+                f"{path} has no reward of these training users, patterns and language model: name"
+                " the log of such a fit, or set model.reward_log to null"
+            )
+        episodes = [ours[row["user"], row["number"]] for row in known]
+        actions = torch.tensor([row["actions"] for row in known])
+        rewards = torch.tensor([row["reward"] for row in known], dtype=torch.float64)
+        return self._as_row(actions, self.first_state(episodes), episodes, rewards)
 
     def _rows(self, step: Step, state: Tensor) -> Tensor:
-        """Actions, features, group and reward of every user, ``(B, P + Q + 2)``."""
-        train = self.data.episodes("train")
-        group_of = {each.key: k for k, each in enumerate(train)}
-        groups = [group_of[each.key] for each in step.episodes]
+        """What is learnt from a step, ``(B, P + Q + 2)``."""
+        return self._as_row(step.actions, state, step.episodes, step.rewards())
+
+    def _as_row(
+        self, actions: Tensor, state: Tensor, episodes: Sequence[Episode], rewards: Tensor
+    ) -> Tensor:
+        """Actions, features, group and reward of every user in one row."""
+        group_of = {each.key: k for k, each in enumerate(self.data.episodes("train"))}
+        groups = [group_of[each.key] for each in episodes]
         parts = [
-            step.actions.cpu().double(),
-            self.features(state, step.episodes).cpu().double(),
+            actions.cpu().double(),
+            self.features(state, episodes).cpu().double(),
             torch.tensor(groups).double()[:, None],
-            step.rewards().double()[:, None],
+            rewards.double()[:, None],
         ]
         return torch.cat(parts, dim=1)
 
