@@ -36,6 +36,7 @@ class Server(ThreadingHTTPServer):
         self.asked_again = Counter()
         self.under_way = self.most_at_once = 0
         self.seconds, self.slow_seconds, self.retry_after = 0.02, 1.0, "0.1"
+        self.n_expected, self.was_last = 0, False
         self.error: dict = {}
         self.counts_tokens = True
         self.finish_reason = "stop"
@@ -56,6 +57,13 @@ class Server(ThreadingHTTPServer):
             if at < 0:
                 return fault
         return ""
+
+    def wait_for_others(self) -> bool:
+        """Wait until as many calls have come as are expected; whether they did in half a minute."""
+        latest = time.monotonic() + 30
+        while len(self.times) < self.n_expected and time.monotonic() < latest:
+            time.sleep(0.01)
+        return len(self.times) >= self.n_expected
 
     def handle_error(self, request, client_address):
         """Cut connections are part of the test."""
@@ -80,7 +88,10 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.next_fault()
             server.under_way += 1
             server.most_at_once = max(server.most_at_once, server.under_way)
-        time.sleep(server.slow_seconds if fault == "slow" else server.seconds)
+        if fault == "last":
+            server.was_last = server.wait_for_others()
+        else:
+            time.sleep(server.slow_seconds if fault == "slow" else server.seconds)
         with server.lock:
             server.under_way -= 1
             server.answered[prompt] += fault == ""
