@@ -122,7 +122,10 @@ class PlantedWorld(World):
         self.main = [torch.tensor(each * scale) for each in main]
         personal = [rng.standard_normal((n, dim)) for n in n_actions]
         share = spreads.personal / len(n_actions) ** 0.5 / dim**0.5
-        self.personal = [torch.tensor(each - each.mean(0)) * share for each in personal]
+        self.personal = [
+            torch.tensor((each - each.mean(0)) * share * (len(each) / (len(each) - 1)) ** 0.5)
+            for each in personal
+        ]
         shape = n_users, n_targets
         self.levels = torch.tensor(rng.normal(0.7, spreads.level, shape))
         at = self.patterns.names.index("history")
