@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
+import torch
 from pipeline import MadeUpUsers, environment, module, trainer
 
 from rpp.llms.base import ScriptedLanguageModel
@@ -227,7 +227,9 @@ def test_a_checkpoint_keeps_the_words_it_was_trained_with(users, tmp_path):
     model.on_save_checkpoint(checkpoint)
     env.teardown(run, model, "test")
     env.setup(run, model, "test")
-    checkpoint = json.loads(json.dumps(checkpoint)) | {"state_dict": model.state_dict()}
+    torch.save(checkpoint, tmp_path / "written.ckpt")
+    checkpoint = torch.load(tmp_path / "written.ckpt", weights_only=True)
+    checkpoint |= {"state_dict": model.state_dict()}
     model.on_load_checkpoint(checkpoint)
     assert {s: model.refiner(s) for s in PATTERNS.role} == first
     env.refine_draw = 1  # another refinement is no refinement of that run
