@@ -15,7 +15,7 @@ from rpp.audit.findings import find
 from rpp.audit.module import Audit, Plan, draw_actions
 from rpp.audit.report import best_prompt, draw, in_words, lines, plain
 from rpp.callbacks.results import audit_note
-from rpp.cli import run
+from rpp.cli import reporting_mistakes
 from rpp.llms.controls import answers_at_random
 from rpp.prompts.patterns import load_patterns
 from rpp.types import InputError
@@ -66,13 +66,13 @@ def test_a_plan_that_could_not_tell_anything(changes, message):
 
 def test_a_mistake_ends_in_one_sentence(here, capsys):
     with pytest.raises(SystemExit):
-        run(audit("--audit.n_targets", "1"), main)
+        reporting_mistakes(main, audit("--audit.n_targets", "1"))
     assert "audit.n_targets is 1" in capsys.readouterr().err
 
 
 def test_a_budget_ends_it_with_the_users_asked_so_far(here, capsys):
     with pytest.raises(SystemExit):
-        run(audit("--audit.n_users", "10", "--environment.max_calls", "45"), main)
+        reporting_mistakes(main, audit("--audit.n_users", "10", "--environment.max_calls", "45"))
     record = json.loads((here / "results/ml-100k/audit.json").read_text())
     assert record["n_rewards"] == 5 * 2 * 3
     assert "The budget ended it before all users were asked." in capsys.readouterr().out

@@ -36,7 +36,8 @@ from rpp.types import InputError, LanguageModelStop
 class Breaks(Manual):
     """Fails as nobody foresaw."""
 
-    name = "breaks"
+    def __init__(self):
+        super().__init__(name="breaks")
 
     def learn(self, task):
         raise RuntimeError("out of memory")

@@ -94,9 +94,9 @@ def test_every_prompt_holds_its_own_users_history_and_candidates(users, tmp_path
     seen = 0
     send = Environment.step
 
-    def check(self, episodes, actions, lengths):
+    def check(self, episodes, actions, lengths, asks=True):
         nonlocal seen
-        step = send(self, episodes, actions, lengths)
+        step = send(self, episodes, actions, lengths, asks)
         for episode, prompt, length, ranking in zip(
             episodes, step.prompts, lengths, step.rankings, strict=True
         ):
@@ -155,9 +155,9 @@ def test_a_failed_call_is_masked_and_asked_again(users, tmp_path):
     model = module(n_steps=2)
     rewards = []
     update = model._update
-    model._update = lambda transitions: (
+    model._update = lambda transitions, baseline: (
         rewards.append(transitions[0].step.rewards()),
-        update(transitions),
+        update(transitions, baseline),
     )
     env = environment(flaky)
     run = trainer(tmp_path, env, max_epochs=1)

@@ -49,7 +49,10 @@ def test_bad_settings(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_train_users": 20}, "20 train .* only 24 users have at least 3"),
+        (
+            {"n_train_users": 20},
+            r"n_train_users 20, .* but 24 are left .* lower the",
+        ),
         ({"n_candidates": 60}, "n_candidates=60 is too many: for user"),
         ({"min_interactions": 50}, "min_interactions=50"),
     ],

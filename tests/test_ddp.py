@@ -231,10 +231,18 @@ def test_the_reward_log_holds_the_steps_of_all_processes(one, two):
 
 
 def test_predictions_of_all_processes_are_in_one_file(one, two):
-    lines = (two / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["user"] for line in lines] == [f"u{user}" for user in range(16, 23)]
-    assert lines == (one / "predictions.jsonl").read_text().splitlines()
-    said = [sentence for line in lines for sentence in json.loads(line)["sentences"].values()]
+    lines, expected = (
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (two, one)
+    )
+    assert [line["user"] for line in lines] == [f"u{user}" for user in range(16, 23)]
+    for line, same in zip(lines, expected, strict=True):
+        ours, theirs = line.pop("probabilities"), same.pop("probabilities")
+        assert ours.keys() == theirs.keys()
+        for name, options in ours.items():  # weights are the same but for rounding
+            assert options == pytest.approx(theirs[name], abs=1e-4)
+    assert lines == expected
+    said = [sentence for line in lines for sentence in line["sentences"].values()]
     assert any(sentence.startswith("Wording 0: ") for sentence in said)
 
 

@@ -73,7 +73,7 @@ def fail(fault, where, at, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "where", "at"),
     [
-        ("gone", "asking", 9),
+        ("gone", "asking", 10),  # at the first of the second epoch
         ("full", "writing", 3),
         *(pytest.param("gone", "asking", at, marks=pytest.mark.slow) for at in (1, 4)),
         *(pytest.param("full", "writing", at, marks=pytest.mark.slow) for at in (1, 2)),

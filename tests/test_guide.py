@@ -67,7 +67,7 @@ def test_the_request_over_http(application, monkeypatch):
     assert len(done[0].candidates) == 3
 
 
-def test_your_own_model_and_data(here, monkeypatch, custom_csv, tiny_bert_folder, capsys):
+def test_your_own_model_and_data(here, monkeypatch, custom_csv, capsys):
     section = "Your own LLM and data in fifteen minutes"
     model, use = blocks(section, "python")
     (settings,) = blocks(section, "yaml")
@@ -81,7 +81,7 @@ def test_your_own_model_and_data(here, monkeypatch, custom_csv, tiny_bert_folder
     sentences, *lines = commands.strip().splitlines()
     subprocess.run(sentences, shell=True, check=True, cwd=here)
     assert "movie" not in (here / "my_patterns.yaml").read_text()
-    small = {"prompt_encoder": str(tiny_bert_folder), "n_static_prompts": 2}
+    small = {"n_static_prompts": 2}
     quick = [f"--model.{name}={value}" for name, value in small.items()]
     quick += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.lightgcn.n_epochs=1"]
     quick += [f"--data.n_{name}_users=6" for name in ("train", "validation", "test")]

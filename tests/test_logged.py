@@ -104,6 +104,7 @@ def test_failed_calls_teach_nothing(tmp_path):
     [
         ({"history_lengths": None}, "set model.history_lengths"),
         ({"n_draws": 0}, "n_draws is 0"),
+        ({"n_steps": 2}, "n_steps is 2, but this learner"),
         ({"pairs": True, "history_lengths": list(range(1, 900))}, "compares all 121,365 prompts"),
     ],
 )

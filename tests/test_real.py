@@ -34,7 +34,6 @@ def command(subcommand, folder):
         "data.n_validation_users": 2,
         "data.n_test_users": 2,
         "data.batch_size": 3,
-        "model.n_steps": 2,
         "model.n_static_prompts": 1,
         "trainer.max_epochs": 1,
         "environment.cache_dir": str(folder / "replies"),

@@ -40,7 +40,8 @@ def base(here: Path, tiny_bert_folder):
         options = method.get("init_args", {})
         if "learner" in options:
             options["max_epochs"] = 1
-            options["learner"]["init_args"]["prompt_encoder"] = str(tiny_bert_folder)
+            if not options["learner"]["class_path"].endswith("RewardModelLearner"):
+                options["learner"]["init_args"]["prompt_encoder"] = str(tiny_bert_folder)
     config["data"]["init_args"] |= small["data"]["init_args"]
     config["environment"] = {
         "llm": {
@@ -235,7 +236,7 @@ def test_a_value_that_fails_costs_no_other(here, base, runs, capsys):
         sweep.main(args)
     assert stop.value.code == 2
     printed = capsys.readouterr().err
-    assert "error: 100000 train" in printed
+    assert "(n_train_users 100000" in printed
     assert "training users 100000 failed for the reason above" in printed
     assert printed.endswith("Without results: training users 100000\n")
     assert table(here, "sweeps/users")["data.init_args.n_train_users"].to_list() == [12] * 3

@@ -30,7 +30,7 @@ ones. Those most runs use:
   --data.batch_size N             users per update
   --model.patterns FILE           the sentences to choose from
   --model.history_lengths LIST    the history lengths to choose from; null: those of the file
-  --model.n_steps N               steps of an episode
+  --model.n_draws N               prompts for each training user in an epoch
   --model.learn LIST              only these patterns are learnt, for example '[reasoning]'
   --environment.llm.model NAME    the language model: a hub id, a folder or a server's model
   --environment.decoding NAME     generate, constrained, first_token or likelihood
@@ -40,7 +40,7 @@ The rest:
 
   python train.py fit --config conf/rpp.yaml --print_config     what is set, as one file
   python train.py fit --help_all                                trainer and environment
-  python train.py fit --model.help rpp.learners.rpp.RPP         options of a learner
+  python train.py fit --model.help rpp.learners.logged.RewardModelLearner
   python train.py fit --data.help rpp.data.datamodule.EpisodeDataModule
   python train.py fit --environment.llm.help rpp.llms.huggingface.HuggingFaceLanguageModel
 """

@@ -165,7 +165,7 @@ class PromptLearner(PromptPolicy[C]):
         """Play the policy greedily and sampled, a random one, and the best static prompt."""
         environment, n_steps = self.environment, int(self.inference_steps)
         steps = self.play(batch, self.greedy)
-        first = {f"{self.title}, first step": steps[0]} if len(steps) > 1 else {}
+        first = {f"{self.title}, first step": steps[0]} if self.n_steps > 1 else {}
         rows = {
             self.title: steps[-1],
             **first,

@@ -70,7 +70,8 @@ class RewardModelLearner(PromptLearner[Choice]):
         reward_log: Parquet file of an earlier fit of any learner, see :mod:`rpp.rewards`, whose
             rewards are learnt from as well: those of these patterns and this environment, for
             training users. With it ``n_draws`` may be 0, and nothing is asked.
-        learner: What :class:`rpp.learners.base.PromptLearner` takes; it plays one step.
+        n_steps: Steps of an episode: 1.
+        learner: What :class:`rpp.learners.base.PromptLearner` takes.
     """
 
     centre: Tensor
@@ -84,9 +85,15 @@ class RewardModelLearner(PromptLearner[Choice]):
         pairs: bool = False,
         n_factors: int = 8,
         reward_log: str | None = None,
+        n_steps: int = 1,
         **learner: Any,
     ) -> None:
-        super().__init__(n_steps=1, **learner)
+        super().__init__(n_steps=n_steps, **learner)
+        if n_steps != 1:
+            raise InputError(
+                f"model.n_steps is {n_steps}, but this learner knows a user's best prompt in one"
+                " step: set it to 1, or take conf/actor_critic.yaml"
+            )
         least = 1 if reward_log is None else 0
         check_smallest(n_draws=(n_draws, least), n_factors=(n_factors, 1))
         if not self.patterns.history.lengths:

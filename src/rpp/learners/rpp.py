@@ -207,11 +207,11 @@ class RPP(NeuralLearner[Decision]):
         """With the levels."""
         super().on_save_checkpoint(checkpoint)
         if self.levels is not None:
-            checkpoint[LEVELS] = self.levels.sums
+            checkpoint[LEVELS] = self.levels.sums.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With the levels, if a fit goes on."""
         super().on_load_checkpoint(checkpoint)
         if LEVELS in checkpoint and self.baseline == "user" and self.trainer.state.fn == "fit":
             self.levels = RewardLevels(self.data.episodes("train"))
-            self.levels.sums.copy_(checkpoint[LEVELS])
+            self.levels.sums = torch.tensor(checkpoint[LEVELS])
