@@ -18,8 +18,9 @@ from torchmetrics import CatMetric
 
 from rpp import evaluation
 from rpp.data.shares import share
+from rpp.learners.checks import check_smallest
 from rpp.learners.client import Stage
-from rpp.learners.policy import PromptPolicy, check_smallest
+from rpp.learners.policy import PromptPolicy
 from rpp.metrics import METRICS, ndcg
 from rpp.processes import all_reduce_sum, gather, gather_rows
 from rpp.prompts.static import StaticPrompt, draw_static_prompts

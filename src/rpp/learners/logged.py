@@ -23,10 +23,10 @@ from torch.nn import functional
 from rpp.agents.reward_model import LoggedRewards, RewardModel
 from rpp.evaluation import random_actions
 from rpp.learners.base import EPOCH_MEAN, PromptLearner
-from rpp.learners.policy import check_smallest
+from rpp.learners.checks import check_smallest
 from rpp.processes import gather_rows
 from rpp.rewards import environment_fingerprint, read_rewards
-from rpp.rollout import Step, Transition
+from rpp.rollout import Transition
 from rpp.types import Choice, Episode, InputError, Split
 
 MAX_PROMPTS = 100_000
@@ -123,6 +123,7 @@ class RewardModelLearner(PromptLearner[Choice]):
 
     def build_policy(self, device: torch.device) -> None:
         """Make the features of a user and the model."""
+        self.logged = None
         users = self.vectors.users
         known = users[users.any(dim=1)].double()
         n_factors = min(self.n_factors, *known.shape)
@@ -189,6 +190,11 @@ class RewardModelLearner(PromptLearner[Choice]):
 
     # -- learning ----------------------------------------------------------------------------
 
+    def on_train_epoch_start(self) -> None:
+        """Forget the transitions of the last epoch, which are among the logged rewards."""
+        super().on_train_epoch_start()
+        self._epoch = []
+
     @torch.no_grad()
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Ask some prompts of every user; after the epoch's last users, fit the model."""
@@ -202,8 +208,10 @@ class RewardModelLearner(PromptLearner[Choice]):
 
     def _learn(self) -> None:
         """Fit the model to the rewards of all epochs and processes."""
-        fresh = [self._rows(each.step, each.state) for each in self._epoch]
-        self._epoch = []
+        fresh = [
+            self._rows(each.step.actions, each.state, each.step.episodes, each.step.rewards())
+            for each in self._epoch
+        ]
         if fresh:
             self._add(gather_rows(torch.cat(fresh)))
         if self.logged is None:
@@ -216,7 +224,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         """Add rewards to those that are learnt from; failed calls are left out."""
         rows = rows[rows[:, -1].isfinite()]
         if self.logged is not None:
-            rows = torch.cat([self._as_rows(self.logged), rows])
+            rows = torch.cat([self._rows_of_logged(self.logged), rows])
         if not len(rows):
             return
         n_patterns = len(self.patterns.names)
@@ -254,16 +262,12 @@ class RewardModelLearner(PromptLearner[Choice]):
         episodes = [ours[row["user"], row["number"]] for row in known]
         actions = torch.tensor([row["actions"] for row in known])
         rewards = torch.tensor([row["reward"] for row in known], dtype=torch.float64)
-        return self._as_row(actions, self.first_state(episodes), episodes, rewards)
+        return self._rows(actions, self.first_state(episodes), episodes, rewards)
 
-    def _rows(self, step: Step, state: Tensor) -> Tensor:
-        """What is learnt from a step, ``(B, P + Q + 2)``."""
-        return self._as_row(step.actions, state, step.episodes, step.rewards())
-
-    def _as_row(
+    def _rows(
         self, actions: Tensor, state: Tensor, episodes: Sequence[Episode], rewards: Tensor
     ) -> Tensor:
-        """Actions, features, group and reward of every user in one row."""
+        """Actions, features, group and reward of every user in one row, ``(B, P + Q + 2)``."""
         group_of = {each.key: k for k, each in enumerate(self.data.episodes("train"))}
         groups = [group_of[each.key] for each in episodes]
         parts = [
@@ -275,7 +279,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         return torch.cat(parts, dim=1)
 
     @staticmethod
-    def _as_rows(logged: LoggedRewards) -> Tensor:
+    def _rows_of_logged(logged: LoggedRewards) -> Tensor:
         parts = (logged.actions, logged.features, logged.groups[:, None], logged.rewards[:, None])
         return torch.cat([each.double() for each in parts], dim=1)
 

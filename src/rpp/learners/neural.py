@@ -20,8 +20,8 @@ from rpp.agents.state import Observation, Pooling, StateEncoder
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.encoders import encode_parts, shared_encoder
 from rpp.learners.base import PromptLearner
+from rpp.learners.checks import check_fraction, check_positive, check_smallest
 from rpp.learners.encodings import recall_titles
-from rpp.learners.policy import check_fraction, check_positive, check_smallest
 from rpp.processes import average_gradients
 from rpp.rollout import Step
 from rpp.types import Episode, InputError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic
@@ -19,6 +18,7 @@ from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.vectors import CollaborativeVectors
 from rpp.learners import checkpoint as checkpoints
 from rpp.learners import portable
+from rpp.learners.checks import check_smallest
 from rpp.learners.client import RankerClient
 from rpp.prompts.patterns import load_patterns
 from rpp.rollout import C, Policy, Step, Transition, rollout, uniforms
@@ -312,45 +312,3 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
                 f"the checkpoint has done {self.n_epochs_done} epochs and trainer.max_epochs is"
                 f" {n_epochs}: raise it to go on"
             )
-
-
-def check_smallest(**limits: tuple[int, int]) -> None:
-    """Refuse settings below the least they can be.
-
-    Args:
-        limits: The value given and the least, by name of the setting.
-
-    Raises:
-        InputError: For the first that is too small.
-    """
-    for name, (given, smallest) in limits.items():
-        if given < smallest:
-            raise InputError(f"model.{name} is {given}: at least {smallest} is needed")
-
-
-def check_fraction(**numbers: float) -> None:
-    """Refuse settings that are not numbers from 0 to 1.
-
-    Args:
-        numbers: The value given, by name of the setting.
-
-    Raises:
-        InputError: For the first that is not.
-    """
-    for name, given in numbers.items():
-        if not 0 <= given <= 1:
-            raise InputError(f"model.{name} is {given}: give a number from 0 to 1")
-
-
-def check_positive(**numbers: float) -> None:
-    """Refuse settings that are not finite numbers above 0.
-
-    Args:
-        numbers: The value given, by name of the setting.
-
-    Raises:
-        InputError: For the first that is not.
-    """
-    for name, given in numbers.items():
-        if not 0 < given < math.inf:
-            raise InputError(f"model.{name} is {given}: give a number above 0")

@@ -20,8 +20,8 @@ from rpp.agents.losses import (
     normalised,
 )
 from rpp.learners.base import EPOCH_MEAN
+from rpp.learners.checks import check_fraction, check_positive, check_smallest
 from rpp.learners.neural import NeuralLearner
-from rpp.learners.policy import check_fraction, check_positive, check_smallest
 from rpp.processes import all_reduce_mean, gather_rows
 from rpp.rollout import Transition
 from rpp.types import Episode, InputError

@@ -15,9 +15,9 @@ from torch import Tensor
 from rpp.agents.actor_critic import ActorCritic, Decision
 from rpp.agents.losses import clipped_surrogate, critic_loss, n_step_returns
 from rpp.learners.base import EPOCH_MEAN
+from rpp.learners.checks import check_positive, check_smallest
 from rpp.learners.levels import RewardLevels
 from rpp.learners.neural import NeuralLearner
-from rpp.learners.policy import check_positive, check_smallest
 from rpp.processes import all_reduce_mean
 from rpp.rollout import Transition
 from rpp.types import Episode, Split

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rpp.types import PROFILE, InputError
+
+PLACEHOLDERS = {"n_candidates"}
+"""What is filled in a sentence."""
 
 Answer = Literal["titles", "identifiers"]
 """The requested content of a reply."""
@@ -157,3 +160,33 @@ class ManualPrompt:
     profile: tuple[str, ...] = ()
     evidence: int = 1
     selection: int = 1
+
+
+def check_distinct(pattern: str, options: Sequence[object]) -> None:
+    """Refuse an option that a pattern has twice: its agent could not tell them apart.
+
+    Raises:
+        InputError: With the numbers of both.
+    """
+    for number, option in enumerate(options, 1):
+        if (first := options.index(option) + 1) < number:
+            raise InputError(
+                f"the options {first} and {number} of the pattern {pattern!r} are the same"
+                f" ({option!r}): leave one of them out"
+            )
+
+
+def check_braces(sentence: str) -> None:
+    """Refuse a placeholder that is not filled, and a brace that opens or closes none.
+
+    Raises:
+        InputError: With the sentence.
+    """
+    only = (
+        f"only {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
+        " and {{ and }} stand for braces"
+    )
+    if unknown := set(placeholders(sentence)) - PLACEHOLDERS:
+        raise InputError(f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: {only}")
+    if has_lone_brace(sentence):
+        raise InputError(f"a brace without its partner in {sentence!r}: {only}")

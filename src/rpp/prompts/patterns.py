@@ -22,8 +22,8 @@ from rpp.prompts.options import (
     HistoryPattern,
     ManualPrompt,
     ProfilePattern,
-    has_lone_brace,
-    placeholders,
+    check_braces,
+    check_distinct,
 )
 from rpp.prompts.reading import (
     evidence_pattern,
@@ -47,8 +47,6 @@ SENTENCES = ("role", "reasoning", "format")
 
 ADDED = ("profile", "evidence", "selection")
 """Patterns that a file may have besides the paper's four."""
-
-PLACEHOLDERS = {"n_candidates"}
 
 
 @dataclass(frozen=True)
@@ -278,36 +276,6 @@ class Patterns:
                 f"the prompts tell the user's {part}, but the data set {data_name!r} knows no"
                 f" user's {part}: take a patterns file that does not, or give data.custom.profiles"
             )
-
-
-def check_distinct(pattern: str, options: Sequence[object]) -> None:
-    """Refuse an option that a pattern has twice: its agent could not tell them apart.
-
-    Raises:
-        InputError: With the numbers of both.
-    """
-    for number, option in enumerate(options, 1):
-        if (first := options.index(option) + 1) < number:
-            raise InputError(
-                f"the options {first} and {number} of the pattern {pattern!r} are the same"
-                f" ({option!r}): leave one of them out"
-            )
-
-
-def check_braces(sentence: str) -> None:
-    """Refuse a placeholder that is not filled, and a brace that opens or closes none.
-
-    Raises:
-        InputError: With the sentence.
-    """
-    only = (
-        f"only {', '.join(f'{{{name}}}' for name in sorted(PLACEHOLDERS))} is filled,"
-        " and {{ and }} stand for braces"
-    )
-    if unknown := set(placeholders(sentence)) - PLACEHOLDERS:
-        raise InputError(f"unknown placeholder {{{min(unknown)}}} in {sentence!r}: {only}")
-    if has_lone_brace(sentence):
-        raise InputError(f"a brace without its partner in {sentence!r}: {only}")
 
 
 def load_patterns(
