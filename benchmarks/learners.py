@@ -223,9 +223,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learners", nargs="*", default=list(CHOOSERS))
     parser.add_argument("--out", type=Path, default=Path("learners.md"))
     given = parser.parse_args(arguments)
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     print(HEADER)  # noqa: T201
     rows: list[dict[str, Any]] = []
     for title, personal, budget in PLANTED if given.worlds else ():
@@ -240,5 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chart(rows, given.out.with_suffix(".png"))
 
 
+def _quieten() -> None:
+    """Hide what Lightning says of every one of hundreds of fits."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
 if __name__ == "__main__":
+    _quieten()
     main()

@@ -74,9 +74,8 @@ def fail(fault, where, at, monkeypatch):
     ("fault", "where", "at"),
     [
         ("gone", "asking", 10),  # at the first of the second epoch
-        ("full", "writing", 3),
         *(pytest.param("gone", "asking", at, marks=pytest.mark.slow) for at in (1, 4)),
-        *(pytest.param("full", "writing", at, marks=pytest.mark.slow) for at in (1, 2)),
+        *(pytest.param("full", "writing", at, marks=pytest.mark.slow) for at in (1, 2, 3)),
         *(pytest.param("killed", "asking", at, marks=pytest.mark.slow) for at in (1, 4, 9)),
         *(pytest.param("killed", "writing", at, marks=pytest.mark.slow) for at in (1, 2, 3)),
     ],
