@@ -47,6 +47,8 @@ class Policy(PromptMethod):
         batch_size: Users who share an update.
         refined: RPP+: the sentences are those of the comparison's refiner.
         log_dir: Where TensorBoard files go.
+        check_val_every_n_epoch: Epochs between two looks at validation users, by whom the weights
+            are chosen; as many as ``max_epochs`` take the last ones.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class Policy(PromptMethod):
         batch_size: int = 20,
         refined: bool = False,
         log_dir: str = "logs",
+        check_val_every_n_epoch: int = 1,
     ) -> None:
-        if min(max_epochs, batch_size) < 1:
+        if min(max_epochs, batch_size, check_val_every_n_epoch) < 1:
             raise InputError(
-                f"{name}: max_epochs is {max_epochs} and batch_size {batch_size}: at least 1 each"
+                f"{name}: max_epochs is {max_epochs}, batch_size {batch_size} and"
+                f" check_val_every_n_epoch {check_val_every_n_epoch}: at least 1 each"
             )
+        self.check_val_every_n_epoch = min(check_val_every_n_epoch, max_epochs)
         self.name = name
         self.learner: PromptLearner[Any] = learner
         self.max_epochs = max_epochs
@@ -116,6 +121,7 @@ class Policy(PromptMethod):
         settings = learner.arguments | {
             "class": f"{type(learner).__module__}.{type(learner).__qualname__}",
             "max_epochs": self.max_epochs,
+            "check_val_every_n_epoch": self.check_val_every_n_epoch,
             "batch_size": self.batch_size,
             "reshuffle": reshuffle,
         }
@@ -137,6 +143,7 @@ class Policy(PromptMethod):
                 accelerator=self._accelerator(task),
                 devices=1,
                 max_epochs=self.max_epochs,
+                check_val_every_n_epoch=self.check_val_every_n_epoch,
                 logger=TensorBoardLogger(
                     self.log_dir, f"{task.data.folder.name}-{_file_name(self.name)}",
                     default_hp_metric=False,
