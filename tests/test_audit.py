@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,13 +131,21 @@ def test_table_chart_and_record_tell_every_pattern():
 
 
 def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
-    assert audit_note(tmp_path, PATTERNS) == []
-    known = {"patterns_fingerprint": PATTERNS.fingerprint, "date": "2026-11-28T10:00:00+00:00"}
+    asked = {"language model": "m", "decoding": "likelihood"}
+    learner = SimpleNamespace(patterns=PATTERNS, environment_metadata=asked)
+    assert audit_note(tmp_path, learner) == []
+    known = {
+        "patterns_fingerprint": PATTERNS.fingerprint, "environment": asked,
+        "date": "2026-11-28T10:00:00+00:00",
+    }  # fmt: skip
     (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
-    (note,) = audit_note(tmp_path, PATTERNS)
+    (note,) = audit_note(tmp_path, learner)
     share = found(0.1).lasting_share
     assert (
         f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"
         in note
     )
-    assert audit_note(tmp_path, PATTERNS.first(2)) == []
+    learner.environment_metadata = asked | {"decoding": "generate"}
+    assert audit_note(tmp_path, learner) == []
+    fewer = SimpleNamespace(patterns=PATTERNS.first(2), environment_metadata=asked)
+    assert audit_note(tmp_path, fewer) == []

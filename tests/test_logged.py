@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from pipeline import PATTERNS, MadeUpUsers, environment, module, trainer
 from test_learning import planted
 
+from rpp.agents.reward_model import LoggedRewards
 from rpp.callbacks.environment import N_CALIBRATION
 from rpp.callbacks.reward_log import RewardLog
 from rpp.learners.logged import RewardModelLearner
@@ -18,6 +21,11 @@ from rpp.types import InputError
 def learner(**options):
     settings = {"history_lengths": [1, 4, 10], "n_static_prompts": 1} | options
     return RewardModelLearner(patterns=PATTERNS, **settings)
+
+
+def part(logged, rows):
+    """Some of the logged rewards."""
+    return LoggedRewards(*(each[rows] for each in vars(logged).values()))
 
 
 def chosen(model, episodes):
@@ -147,6 +155,23 @@ def test_what_another_fit_has_paid_for_is_learnt_from_without_a_call(tmp_path):
     assert len(asked) <= N_CALIBRATION  # which time and tokens are estimated by
     assert len(model.logged.rewards) == 4 * 80
     assert chosen(model, users.episodes("test")) == [3] * 20
+
+
+def test_prompts_of_the_log_are_not_drawn_again(tmp_path):
+    users = MadeUpUsers(n_train=8, n_validation=4, n_test=2)
+    path = tmp_path / "rewards.parquet"
+    log, env = RewardLog(str(path)), environment(answers_at_random)
+    first, second = learner(), learner(reward_log=str(path))
+    for model, callbacks in ((first, (log, env)), (second, (env,))):
+        trainer(tmp_path, *callbacks, max_epochs=2, limit_val_batches=0).fit(model, users)
+    n = len(first.logged.rewards)
+    assert len(second.logged.rewards) == 2 * n
+    asked, then, now = (
+        sorted(torch.column_stack([logged.groups, logged.actions]).tolist())
+        for logged in (first.logged, *map(partial(part, second.logged), (slice(n), slice(n, None))))
+    )
+    assert then == asked
+    assert sum(row in asked for row in now) < n / 4
 
 
 def test_a_log_of_other_sentences_is_refused(tmp_path):

@@ -82,6 +82,21 @@ def test_standard_deviations_are_those_of_the_rewards():
     assert max(found["common_0"], found["common_1"], found["target_1"]) < 0.015
 
 
+def test_a_prompt_that_was_asked_twice_tells_nothing_new():
+    """Its reward is the same again, which is no proof of its options' worth."""
+    once = logged(
+        np.random.default_rng(4), (3, 4), 60, 4, lambda actions, _: 0.02 * actions[:, 0], 0.08
+    )
+    twice = LoggedRewards(*(torch.cat([each, each]) for each in vars(once).values()))
+    models = [RewardModel((3, 4)), RewardModel((3, 4))]
+    for model, data in zip(models, (once, twice), strict=True):
+        model.fit(data)
+    first, second = models
+    torch.testing.assert_close(second.mean, first.mean, atol=0.004, rtol=0.1)
+    assert second.deviations["prompt"] == pytest.approx(0.08, rel=0.2)
+    assert max(second.deviations["target_0"], second.deviations["target_1"]) < 0.03
+
+
 def test_posterior_is_that_of_the_normal_equations():
     """With the variances found, mean and covariance are those of the dense formula."""
     rng = np.random.default_rng(2)
@@ -97,9 +112,9 @@ def test_posterior_is_that_of_the_normal_equations():
     )
     same_group = data.groups[:, None] == data.groups
     noise = rest * np.eye(len(design)) + level * same_group.numpy()
-    for k, variance in enumerate(luck):
-        same = same_group & (data.actions[:, None, k] == data.actions[:, k])
-        noise = noise + variance * same.numpy()
+    alike = data.actions[:, None] == data.actions
+    for variance, same in zip(luck, (*alike.unbind(-1), alike.all(-1)), strict=True):
+        noise = noise + variance * (same_group & same).numpy()
     inverse = np.linalg.inv(noise)
     covariance = np.linalg.inv(design.T @ inverse @ design + np.diag(1 / np.append(prior, 1e2)))
     rewards = data.rewards.numpy() - data.rewards.mean().item()

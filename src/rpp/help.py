@@ -29,7 +29,7 @@ ones. Those most runs use:
   --data.n_train_users N          likewise n_validation_users, n_test_users
   --data.batch_size N             users per update
   --model.patterns FILE           the sentences to choose from
-  --model.history_lengths LIST    the history lengths to choose from; null: those of the file
+  --model.history_lengths LIST    the history lengths to choose from
   --model.n_draws N               prompts for each training user in an epoch
   --model.learn LIST              only these patterns are learnt, for example '[reasoning]'
   --environment.llm.model NAME    the language model: a hub id, a folder or a server's model

@@ -78,7 +78,7 @@ class Personaliser:
         if concurrency > 1:
             environment = _Sharing(
                 environment.patterns, environment.ranker, environment.refiner,
-                is_tolerant=environment.is_tolerant, lock=self._lock,
+                environment.evidence, environment.is_tolerant, self._lock,
             )  # fmt: skip
         self.environment = environment
 
@@ -258,6 +258,7 @@ class Personaliser:
             listing = compose(
                 step.episodes, self.learner.patterns, step.actions.tolist(), step.lengths,
                 replace(shown, show_candidates=True), refine=self.environment.refiner or str,
+                evidence=self.environment.evidence,
             )  # fmt: skip
         n_steps = last.number + 1
         is_final = n_steps >= int(self.learner.inference_steps)

@@ -30,9 +30,9 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     """Elementwise sums over the processes."""
     if is_single_process():
         return values
-    total = values.detach().clone()
+    total = values.detach().to(_device(), copy=True)
     distributed.all_reduce(total)
-    return total
+    return total.to(values.device)
 
 
 def all_reduce_mean(values: Tensor, n: int) -> Tensor:

@@ -1,12 +1,13 @@
 r"""Additive model of the reward, fitted to logged rewards in closed form.
 
 .. math:: r(u, \tau, a) = \mu_{u\tau} + \sum_k \left( m_k[a_k] + \mathbf{w}_k[a_k]^\top \phi(u)
-    + e_{u\tau k}[a_k] \right) + \epsilon
+    + e_{u\tau k}[a_k] \right) + e_{u\tau}[a] + \epsilon
 
 The level of a user :math:`u` on a target :math:`\tau` is most of the variance and depends on no
 prompt. What an option adds for everyone (:math:`m`) and for users like this one
 (:math:`\mathbf{w}`) is learnt. What it adds on one target alone (:math:`e`) is luck and is modelled
-as such: two prompts of a target that share an option share its luck. All terms are normal. Their
+as such: two prompts of a target that share an option share its luck, and a prompt that is asked
+twice tells nothing new. All terms are normal. Their
 variances are estimated by marginal likelihood, so that personal effects are used only as far as
 users really differ (a linear mixed model; Henderson 1975, Patterson & Thompson 1971).
 """
@@ -64,6 +65,7 @@ class RewardModel(nn.Module):
     root: Tensor
     log_variances: Tensor
     prompts: Tensor
+    pairs_of_prompts: Tensor
 
     def __init__(
         self, n_actions: Sequence[int], n_features: int = 0, *, pairs: bool = False
@@ -76,11 +78,14 @@ class RewardModel(nn.Module):
         n_effects = sum(self.sizes.values())
         self.register_buffer("mean", torch.zeros(n_effects))
         self.register_buffer("root", torch.eye(n_effects))  # of the posterior covariance
-        n_variances = len(self.sizes) + len(self.n_actions) + 2
+        n_variances = len(self.sizes) + len(self.n_actions) + 3
         self.register_buffer("log_variances", torch.full((n_variances,), -8.0))
         if self.pairs:
             every = [torch.arange(n) for n in self.n_actions]
             self.register_buffer("prompts", torch.cartesian_prod(*every), persistent=False)
+            design = self.design(self.prompts, torch.zeros(1, n_features)).float()
+            own = design[:, -self.sizes["pairs"] :]
+            self.register_buffer("pairs_of_prompts", own, persistent=False)
 
     def _sizes(self) -> dict[str, int]:
         """Number of effects that share a variance, by name."""
@@ -96,7 +101,7 @@ class RewardModel(nn.Module):
     def deviations(self) -> dict[str, float]:
         """Estimated standard deviation of every kind of effect, by name."""
         luck = [f"target_{k}" for k in range(len(self.n_actions))]
-        names = [*self.sizes, *luck, "level", "rest"]
+        names = [*self.sizes, *luck, "prompt", "level", "rest"]
         return dict(zip(names, self.log_variances.exp().sqrt().tolist(), strict=True))
 
     def design(self, actions: Tensor, features: Tensor) -> Tensor:
@@ -158,9 +163,7 @@ class RewardModel(nn.Module):
         if not self.pairs:
             return torch.stack([each.argmax(dim=1) for each in values], dim=1)
         whole = sum(each[:, self.prompts[:, k]] for k, each in enumerate(values))
-        n_pairs = self.sizes["pairs"]
-        both = self.design(self.prompts, self.prompts.new_zeros(1, self.n_features))[:, -n_pairs:]
-        whole = whole + effects[:, -n_pairs:] @ both.to(effects).T
+        whole = whole + effects[:, -self.sizes["pairs"] :] @ self.pairs_of_prompts.T
         return self.prompts[whole.argmax(dim=1)]
 
     def _values(self, effects: Tensor, features: Tensor) -> list[Tensor]:
@@ -206,7 +209,8 @@ class _Likelihood:
         here = actions[..., 0] >= 0
         self.together = (here[:, :, None] & here[:, None]).double()
         same = actions[:, :, None] == actions[:, None]
-        self.same = [each * self.together for each in same.double().unbind(dim=-1)]
+        by_pattern = same.double().unbind(dim=-1)
+        self.same = [each * self.together for each in (*by_pattern, same.all(dim=-1).double())]
 
     def __call__(self, log_variances: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss, and factors of the posterior: its Cholesky root, its right side, the scale."""
@@ -228,7 +232,7 @@ class _Likelihood:
         """Design and rewards with independent noise, ``(n, F + 2)``, and half the log determinant.
 
         Args:
-            variances: Of each pattern's luck, of the level, of the rest.
+            variances: Of each pattern's luck, of the whole prompt's, of the level, of the rest.
         """
         *luck, level, rest = variances.unbind()
         noise = rest * torch.eye(self.rows.shape[1], dtype=torch.float64) + level * self.together

@@ -56,6 +56,11 @@ def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
         raise InputError(
             "an audit needs a learner's configuration: give that of a fit, such as conf/rpp.yaml"
         )
+    if model.patterns.needs_evidence:
+        raise InputError(
+            "an audit cannot ask recommenders: take a patterns file without evidence and without"
+            " similar interactions"
+        )
     plan: Plan = config.audit
     audit = Audit(model.patterns, plan.users(_episodes(data, plan)), plan.n_prompts, plan.seed)
     profiles = (user[0].profile for user in audit.users)

@@ -26,7 +26,6 @@ from rpp.metrics import (
     paired_difference,
     paired_p_value,
 )
-from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters
 from rpp.results.publish import Results, publish
@@ -72,15 +71,16 @@ class ResultsTable(Callback):
         counters = all_counters(pl_module.environment.ranker)
         if trainer.is_global_zero:
             results = _results(pl_module, counters)
-            audited = audit_note(self.folder, pl_module.patterns)
+            audited = audit_note(self.folder, pl_module)
             publish(replace(results, notes=[*results.notes, *audited]), self.folder, "results")
 
 
-def audit_note(folder: Path, patterns: Patterns) -> list[str]:
-    """How much of what prompts change lasts, if an audit of these patterns has told."""
+def audit_note(folder: Path, learner: PromptLearner[Any]) -> list[str]:
+    """How much of what prompts change lasts, if an audit of these patterns and model has told."""
     path = folder / "audit.json"
     audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if audit.get("patterns_fingerprint") != patterns.fingerprint:
+    asked = audit.get("patterns_fingerprint"), audit.get("environment")
+    if asked != (learner.patterns.fingerprint, learner.environment_metadata):
         return []
     share = Interval(**audit["lasting_share"])
     return [

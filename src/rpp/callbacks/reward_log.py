@@ -59,6 +59,8 @@ class RewardLog(Callback):
         ask_together(lambda: self._write(rows, pl_module) if trainer.is_global_zero else None)
 
     def _write(self, rows: list[dict[str, Any]], learner: PromptLearner[Any]) -> None:
+        if not rows:  # learnt from a log alone, perhaps from the one in this place
+            return
         if self.is_fresh:
             put_aside(self.path)
             self.is_fresh = False

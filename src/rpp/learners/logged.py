@@ -114,6 +114,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         self.n_factors = n_factors
         self.reward_log = reward_log
         self.logged: LoggedRewards | None = None
+        self.n_epochs_logged = 0  # of the reward log, whose prompts are not drawn again
         self._epoch: list[Transition[Choice]] = []
 
     @property
@@ -183,7 +184,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         """Prompts to learn from: uniform, or by Thompson sampling."""
         if self.exploration == "thompson" and self.logged is not None:
             return super().explore(state, number, episodes)
-        draws = self.draws(self.current_epoch, number, episodes)
+        draws = self.draws(self.current_epoch + self.n_epochs_logged, number, episodes)
         n_actions = self.patterns.n_actions
         log_prob = torch.full((len(episodes), 1), -math.log(prod(n_actions)), dtype=torch.float64)
         return UniformChoice(random_actions(n_actions, draws).to(state.device), log_prob)
@@ -214,11 +215,15 @@ class RewardModelLearner(PromptLearner[Choice]):
         ]
         if fresh:
             self._add(gather_rows(torch.cat(fresh)))
-        if self.logged is None:
-            return
+        if self.logged is not None:
+            self._fit()
+            self._log_deviations()
+
+    def _fit(self) -> None:
+        """Fit the model to what is logged."""
+        assert self.logged is not None
         with torch.enable_grad():
             self.model.fit(self.logged)
-        self._log_deviations()
 
     def _add(self, rows: Tensor) -> None:
         """Add rewards to those that are learnt from; failed calls are left out."""
@@ -238,8 +243,10 @@ class RewardModelLearner(PromptLearner[Choice]):
     def on_train_start(self) -> None:
         """Read the reward log, unless a run is resumed, whose checkpoint has the rewards."""
         super().on_train_start()
-        if self.reward_log is not None and self.logged is None:
-            self._add(self._read_log(self.reward_log))
+        if self.reward_log is None or self.logged is not None:
+            return
+        self._add(self._read_log(self.reward_log))
+        self._fit()
 
     def _read_log(self, path: str) -> Tensor:
         """The rows of a log that this policy can learn from, ``(n, P + Q + 2)``.
@@ -247,19 +254,25 @@ class RewardModelLearner(PromptLearner[Choice]):
         Raises:
             InputError: If there are none.
         """
-        ours = {(each.user_id, each.number): each for each in self.data.episodes("train")}
+        names = self.data.directory.item_ids
+        ours = {
+            (e.user_id, e.number, names[e.candidates[e.target].index]): e
+            for e in self.data.episodes("train")
+        }
         rows = read_rewards(path).filter(
             pl.col("reward").is_not_null(),
             pl.col("patterns") == self.patterns.fingerprint,
             pl.col("environment") == environment_fingerprint(self.environment_metadata),
         )
-        known = [row for row in rows.iter_rows(named=True) if (row["user"], row["number"]) in ours]
+        key = ("user", "number", "target")
+        known = [r for r in rows.iter_rows(named=True) if tuple(r[name] for name in key) in ours]
         if not known:
             raise InputError(
                 f"{path} has no reward of these training users, patterns and language model: name"
                 " the log of such a fit, or set model.reward_log to null"
             )
-        episodes = [ours[row["user"], row["number"]] for row in known]
+        self.n_epochs_logged = 1 + max(row["epoch"] for row in known)
+        episodes = [ours[tuple(row[name] for name in key)] for row in known]
         actions = torch.tensor([row["actions"] for row in known])
         rewards = torch.tensor([row["reward"] for row in known], dtype=torch.float64)
         return self._rows(actions, self.first_state(episodes), episodes, rewards)

@@ -299,6 +299,11 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         is_same_set = then["settings"]["name"] == now["settings"]["name"]
         if not is_same_set or then["fingerprint"] == now["fingerprint"]:
             return
+        if self.patterns.needs_evidence:
+            raise InputError(
+                "the data have changed since the fit, and this policy's prompts name what"
+                " recommenders say of its own: fit again"
+            )
         self.moved = portable.Moved.between(self.data.directory, carried.directory)
         rank_zero_info(f"The data have changed since the fit: {self.moved} are new to the policy.")
         self.build_for(carried.vectors, then, self.trainer.strategy.root_device)

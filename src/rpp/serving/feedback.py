@@ -1,4 +1,4 @@
-"""What users chose, beside what they were shown: the log the next fit can learn from."""
+"""What users chose, beside what they were shown: a log by which a policy in use is judged."""
 
 from __future__ import annotations
 
