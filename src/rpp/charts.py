@@ -153,7 +153,7 @@ def _with_bars(axis: Any, places: Sequence[float], values: Sequence[Interval], l
 
 
 def training(run: Path, n_candidates: int = 10) -> Figure:
-    """A training run: reward by epoch and step, chance, entropies, history lengths.
+    """A training run: reward by epoch and step, chance; entropies, or what rewards vary by.
 
     Args:
         run: Folder of one run's TensorBoard files, such as ``logs/ml-100k/version_0``.
@@ -172,8 +172,11 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     by_epoch, by_step, entropy = figure.subplots(1, 3)
+    n_epochs = len(values("train/reward"))
     for label, tag in (("training users", "train/reward"), ("validation users", "val/ndcg@10")):
-        by_epoch.plot(range(1, len(values(tag)) + 1), values(tag), marker="o", label=label)
+        every = n_epochs / max(len(values(tag)), 1)  # epochs between two points
+        epochs = [every * (k + 1) for k in range(len(values(tag)))]
+        by_epoch.plot(epochs, values(tag), marker="o", label=label)
     for score in values("val/best_static_reward"):
         by_epoch.axhline(score, color="C1", linestyle=":", label="validation, best static prompt")
     by_epoch.set(title="reward by epoch", xlabel="epoch", ylabel="NDCG@10")
@@ -195,16 +198,36 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.35), max(high, 0.75))  # fixed range: no zoom into noise
         axis.legend(fontsize="small")
-    for name in sorted(tag.removeprefix("entropy/") for tag in tags if tag.startswith("entropy/")):
-        heights = values(f"entropy/{name}")
-        entropy.plot(range(1, len(heights) + 1), heights, marker="o", label=name)
-    entropy.set(
-        title="entropy of each agent's policy", xlabel="epoch", ylabel="nats", ylim=(0, None)
-    )
-    entropy.legend(fontsize="small")
-    for axis in (by_epoch, by_step, entropy):
+    if any(tag.startswith("reward_sd/") for tag in tags):
+        _deviations(entropy, {tag: values(tag)[-1] for tag in tags})
+    else:
+        _entropies(entropy, {tag: values(tag) for tag in tags})
+    for axis in (by_epoch, by_step):
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _entropies(axis: Any, values: Mapping[str, Sequence[float]]) -> None:
+    """Entropy of each agent's policy, by epoch."""
+    for name in sorted(t.removeprefix("entropy/") for t in values if t.startswith("entropy/")):
+        heights = values[f"entropy/{name}"]
+        axis.plot(range(1, len(heights) + 1), heights, marker="o", label=name)
+    axis.set(title="entropy of each agent's policy", xlabel="epoch", ylabel="nats", ylim=(0, None))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if axis.lines:
+        axis.legend(fontsize="small")
+
+
+def _deviations(axis: Any, values: Mapping[str, float]) -> None:
+    """What the reward model says rewards vary by."""
+    found = {
+        t.removeprefix("reward_sd/"): v for t, v in values.items() if t.startswith("reward_sd/")
+    }
+    names = [name.replace("_", ", ") for name in found]
+    axis.barh(names, list(found.values()))
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize="small")
+    axis.set(title="reward model: what rewards vary by", xlabel="standard deviation of NDCG@10")
 
 
 def main() -> None:
