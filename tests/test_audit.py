@@ -11,6 +11,7 @@ from cli_setup import command
 from pipeline import MadeUpUsers, environment, trainer
 from planted import world
 
+from rpp import serve
 from rpp.audit.command import main
 from rpp.audit.findings import find
 from rpp.audit.module import Audit, Plan, draw_actions
@@ -69,6 +70,17 @@ def test_a_mistake_ends_in_one_sentence(here, capsys):
     with pytest.raises(SystemExit):
         reporting_mistakes(main, audit("--audit.n_targets", "1"))
     assert "audit.n_targets is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, serve.main], ids=["audit", "serve"])
+def test_a_mistyped_option_of_a_command_of_its_own_is_one_line(here, capsys, command):
+    """It has no subcommands, whose options were looked up all the same."""
+    options = ["--config", "conf/rpp.yaml", "--config", "small.yaml", "--nme", "x"]
+    with pytest.raises(SystemExit) as stop:
+        reporting_mistakes(command, options)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "error: there is no option nme: did you mean name?"
 
 
 def test_a_budget_ends_it_with_the_users_asked_so_far(here, capsys):
@@ -149,3 +161,6 @@ def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
     assert audit_note(tmp_path, learner) == []
     fewer = SimpleNamespace(patterns=PATTERNS.first(2), environment_metadata=asked)
     assert audit_note(tmp_path, fewer) == []
+    (tmp_path / "audit.json").write_text("{")  # the table is not lost by it
+    (note,) = audit_note(tmp_path, fewer)
+    assert note == f"{tmp_path / 'audit.json'} is damaged: run the audit again, or remove it."

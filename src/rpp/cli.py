@@ -71,7 +71,8 @@ class CLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             given = args if isinstance(args, list) else sys.argv[1:]
-            known = self._subcommand_parsers.get(next(iter(given), ""), parser).get_defaults()
+            parsers = getattr(self, "_subcommand_parsers", {})  # a command of its own has none
+            known = parsers.get(next(iter(given), ""), parser).get_defaults()
             sentence = usage.explained(str(error), known.keys(), given)
             raise InputError(str(_mistake(error) or sentence)) from error
 
@@ -175,7 +176,8 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         cli_class: What reads the configuration.
         options: Further ones of LightningCLI.
     """
-    configure_parsing()
+    _quieten()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
     settings: dict[str, Any] = {"save_config_callback": SaveConfig} | options
     return cli_class(
         LightningModule,
@@ -189,12 +191,6 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         args=args,
         **settings,
     )
-
-
-def configure_parsing() -> None:
-    """Prepare the parser of a command line, and hide what is of no use to its user."""
-    _quieten()
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
 
 
 def check_yaml(arguments: Sequence[str]) -> None:

@@ -10,13 +10,13 @@ from types import FrameType
 from typing import Final, Literal
 
 from fastapi.exceptions import RequestValidationError
-from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from litserve import LitServer
 
+from rpp import cli
 from rpp.arguments import described
 from rpp.callbacks.environment import RewardEnvironment
-from rpp.cli import CLI, configure_parsing, reporting_mistakes
+from rpp.cli import CLI, reporting_mistakes
 from rpp.restore import find_checkpoint
 from rpp.runs import resolve_checkpoint
 from rpp.serving.routes import Routes, refuse
@@ -133,12 +133,8 @@ def make_server(
 
 def main(args: ArgsType = None) -> None:
     """Serve until stopped; SIGTERM and Ctrl-C let the requests under way be answered."""
-    configure_parsing()
-    given = ServeCLI(
-        LightningModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        auto_configure_optimizers=False, seed_everything_default=0, save_config_callback=None,
-        parser_kwargs={"parser_mode": "omegaconf+"}, args=args, run=False,
-    )  # fmt: skip
+    given = cli.main(args, ServeCLI, run=False, save_config_callback=None)
+    assert isinstance(given, ServeCLI)
     settings = given.settings
     server = make_server(given.checkpoint, given.environment, settings)
     _stop_on_sigterm()

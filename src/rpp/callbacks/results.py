@@ -78,11 +78,16 @@ class ResultsTable(Callback):
 def audit_note(folder: Path, learner: PromptLearner[Any]) -> list[str]:
     """How much of what prompts change lasts, if an audit of these patterns and model has told."""
     path = folder / "audit.json"
-    audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    asked = audit.get("patterns_fingerprint"), audit.get("environment")
+    if not path.is_file():
+        return []
+    try:
+        audit = json.loads(path.read_text(encoding="utf-8"))
+        asked = audit["patterns_fingerprint"], audit["environment"]
+        share = Interval(**audit["lasting_share"])
+    except (ValueError, KeyError, TypeError, OSError):  # no reason to lose the table
+        return [f"{path} is damaged: run the audit again, or remove it."]
     if asked != (learner.patterns.fingerprint, learner.environment_metadata):
         return []
-    share = Interval(**audit["lasting_share"])
     return [
         f"Audit of {audit['date'][:10]}: of what prompts change for one user on one target,"
         f" {share.mean:.0%} [{share.low:.0%}, {share.high:.0%}] of the variance lasts to other"
