@@ -18,6 +18,7 @@ from rpp.data.directory import Directory, Named
 from rpp.learners.base import PromptLearner, finite
 from rpp.prompts.compose import Prompt, compose
 from rpp.prompts.options import filled
+from rpp.prompts.patterns import SENTENCES
 from rpp.ranker import Counters
 from rpp.recommendation import (
     ChosenOption,
@@ -290,7 +291,7 @@ class Personaliser:
 
         def told(name: str, option: int) -> str:
             text = patterns.describe(name, option, answer)
-            text = text if name in ("history", "profile") else refine(text)
+            text = refine(text) if name in SENTENCES else text
             return filled(text, {"n_candidates": n_candidates})
 
         chosen = patterns.chosen(actions)

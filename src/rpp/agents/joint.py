@@ -119,7 +119,7 @@ class JointActorCritic(nn.Module):
         )
 
 
-def draw_prompts(n_actions: Sequence[int], n_prompts: int, seed: int) -> Tensor:
+def draw_prompts(n_actions: Sequence[int], n_prompts: int, seed: int | Sequence[int]) -> Tensor:
     """Different whole prompts, uniform over the product of the patterns' options.
 
     Args:

@@ -7,9 +7,9 @@ The level of a user :math:`u` on a target :math:`\tau` is most of the variance a
 prompt. What an option adds for everyone (:math:`m`) and for users like this one
 (:math:`\mathbf{w}`) is learnt. What it adds on one target alone (:math:`e`) is luck and is modelled
 as such: two prompts of a target that share an option share its luck, and a prompt that is asked
-twice tells nothing new. All terms are normal. Their
-variances are estimated by marginal likelihood, so that personal effects are used only as far as
-users really differ (a linear mixed model; Henderson 1975, Patterson & Thompson 1971).
+twice tells nothing new. All terms are normal. Their variances are estimated by marginal likelihood,
+so that personal effects are used only as far as users really differ (a linear mixed model;
+Henderson 1975, Patterson & Thompson 1971).
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rpp.optimise import minimise
 
 LOG_VARIANCES = (-16.0, 2.0)
 """Bounds of a variance's logarithm: standard deviations from 0.0003 to 2.7."""
@@ -132,17 +131,12 @@ class RewardModel(nn.Module):
         likelihood = _Likelihood(effects, logged, list(self.sizes.values()))
         is_personal = torch.tensor([name.startswith("personal") for name in self.sizes])
 
-        def objective(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            variances = torch.tensor(values, requires_grad=True)
-            loss = likelihood(variances)[0]
-            prior = variances[: len(is_personal)][is_personal].exp().sum() / PERSONAL_SCALE**2
-            (gradient,) = torch.autograd.grad(loss + prior, variances)
-            return float((loss + prior).detach()), gradient.numpy()
+        def loss(log_variances: Tensor) -> Tensor:
+            personal = log_variances[: len(is_personal)][is_personal].exp().sum()
+            return likelihood(log_variances)[0] + personal / PERSONAL_SCALE**2
 
         begin = self.log_variances.double().clamp(min=START).cpu().numpy()
-        bounds = [LOG_VARIANCES] * len(begin)
-        found = minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=bounds)
-        variances = torch.tensor(found.x)
+        variances = minimise(loss, begin, [LOG_VARIANCES] * len(begin))
         mean, root = likelihood.posterior(variances)
         self.mean.copy_(mean)
         self.root.copy_(root)

@@ -16,8 +16,6 @@ from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
 from rpp.learners.client import RankerClient
-from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.llms.tuned import n_learnt_from
 from rpp.types import Episode, InputError, LanguageModelStop
 
 
@@ -90,10 +88,9 @@ def _episodes(data: EpisodeDataModule, plan: Plan) -> list[Episode]:
 
 def _notes(audit: Audit, data: EpisodeDataModule, trainer: Any) -> list[str]:
     """A warning of users whom an adapter has learnt from."""
-    llm = next(each.llm for each in trainer.callbacks if isinstance(each, RewardEnvironment))
-    adapter = llm.adapter if isinstance(llm, HuggingFaceLanguageModel) else None
+    environment = next(each for each in trainer.callbacks if isinstance(each, RewardEnvironment))
     users = [user[0].user_id for user in audit.users]
-    n_learnt = n_learnt_from(adapter, data.settings.name, users) if adapter else 0
+    n_learnt = environment.n_learnt_from(data.settings.name, users)
     if not n_learnt:
         return []
     return [

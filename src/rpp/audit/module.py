@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from rpp.agents.joint import draw_prompts
 from rpp.audit.findings import MIN_USERS, Findings, find
 from rpp.learners.client import RankerClient, Stage
 from rpp.prompts.patterns import Patterns
@@ -147,7 +148,4 @@ def draw_actions(patterns: Patterns, n_prompts: int, seed: int, episode: Episode
     Every episode has prompts of its own, so that what pairs of options do lastingly is not taken
     for the effect of one.
     """
-    n_all = int(np.prod(patterns.n_actions))
-    rng = np.random.default_rng([seed, *episode.key])
-    chosen = rng.choice(n_all, min(n_prompts, n_all), replace=False)
-    return np.stack(np.unravel_index(chosen, patterns.n_actions), 1)
+    return draw_prompts(patterns.n_actions, n_prompts, [seed, *episode.key]).numpy()

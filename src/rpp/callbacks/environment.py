@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -179,17 +180,25 @@ class RewardEnvironment(RecordsArguments, Callback):
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
         """Warn if an adapter was tuned on validation or test users."""
         data = getattr(trainer, "datamodule", None)
-        adapter = self.llm.adapter if isinstance(self.llm, HuggingFaceLanguageModel) else None
-        if adapter is None or not isinstance(data, EpisodeDataModule):
+        if not isinstance(data, EpisodeDataModule):
             return
         held_out = [e.user_id for s in HELD_OUT for e in data.episodes(s)]
-        if n := n_learnt_from(adapter, data.settings.name, held_out):
+        if n := self.n_learnt_from(data.settings.name, held_out):
             rank_zero_warn(
-                f"the adapter {adapter} may have learnt from the training interactions of {n} of"
-                f" the {len(held_out)} validation and test users: tune one that leaves them out"
+                f"the adapter {self.adapter} may have learnt from the training interactions of {n}"
+                f" of the {len(held_out)} validation and test users: tune one that leaves them out"
                 " (conf/llm_tuning, with the same seed and numbers of users), or say so with the"
                 " results"
             )
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter of a language model in this process."""
+        return self.llm.adapter if isinstance(self.llm, HuggingFaceLanguageModel) else None
+
+    def n_learnt_from(self, data: str, user_ids: Sequence[str]) -> int:
+        """Number of the given users of a data set whom the adapter may have been tuned on."""
+        return 0 if self.adapter is None else n_learnt_from(self.adapter, data, user_ids)
 
     def _own_calls(self, rank: int, n_processes: int) -> int | None:
         """This process's share of ``max_calls``."""

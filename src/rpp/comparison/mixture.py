@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from rpp.baselines.base import Recommender, rank
 from rpp.baselines.blend import z_scores
 from rpp.baselines.evidence import fit_apart, read_fitting_data
 from rpp.comparison.base import PromptMethod, Ranks, Task
+from rpp.optimise import minimise
 from rpp.prompts.static import only_prompt
 from rpp.types import Episode, InputError, Ranking
 
@@ -131,13 +132,9 @@ def softmax_weights(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
         Shape ``(J,)``.
     """
 
-    def loss(weights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, object]:
-        w = torch.from_numpy(weights).requires_grad_()
-        fit = torch.nn.functional.cross_entropy(features @ w, targets) + ridge * w.square().sum()
-        (gradient,) = torch.autograd.grad(fit, w)
-        return float(fit.detach()), gradient.numpy()
+    def loss(weights: Tensor) -> Tensor:
+        return cross_entropy(features @ weights, targets) + ridge * weights.square().sum()
 
-    with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
+    with torch.inference_mode(False):  # what a test step made has no gradients
         features, targets = features.clone(), targets.clone()
-        found = minimize(loss, np.zeros(features.shape[-1]), jac=True, method="L-BFGS-B")
-    return torch.from_numpy(found.x)
+    return minimise(loss, np.zeros(features.shape[-1]))

@@ -115,6 +115,11 @@ class EpisodeDataModule(LightningDataModule):
         """All episodes of one user set."""
         return self._episodes[split]
 
+    @cached_property
+    def train_groups(self) -> dict[tuple[int, ...], int]:
+        """Number of every training episode, a user on a target, by :attr:`Episode.key`."""
+        return {episode.key: number for number, episode in enumerate(self.episodes("train"))}
+
     def people(self) -> Iterator[Mapping[str, str]]:
         """The attributes of each user, of all three splits."""
         return (episode.profile for split in SPLITS for episode in self.episodes(split))

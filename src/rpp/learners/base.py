@@ -50,6 +50,9 @@ class PromptLearner(PromptPolicy[C]):
         test_results: What the test has measured so far.
     """
 
+    n_draws = 1
+    """Episodes that are played in an epoch for each training user and target."""
+
     static_actions: Tensor
     static_length: Tensor
 
@@ -237,7 +240,7 @@ class PromptLearner(PromptPolicy[C]):
 
     def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
         """Calls of a fit at most: every step of every epoch, and the choice of a static prompt."""
-        an_epoch = (n_users["train"] + n_users["validation"]) * self.n_steps
+        an_epoch = (n_users["train"] * self.n_draws + n_users["validation"]) * self.n_steps
         return n_epochs * an_epoch + evaluation.n_static_calls(
             self.n_static_prompts, n_users["validation"]
         )

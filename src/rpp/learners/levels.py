@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ class RewardLevels:
     """Sums of the rewards of each user and target, over all processes.
 
     Args:
-        episodes: All training episodes.
+        group_of: Number of every training episode by its key.
     """
 
-    def __init__(self, episodes: Sequence[Episode]) -> None:
-        self.group_of = {each.key: k for k, each in enumerate(episodes)}
-        self.sums = torch.zeros(2, len(episodes))
+    def __init__(self, group_of: Mapping[tuple[int, ...], int]) -> None:
+        self.group_of = group_of
+        self.sums = torch.zeros(2, len(group_of))
         """Sums of the rewards and their numbers."""
 
     def groups(self, episodes: Sequence[Episode]) -> Tensor:

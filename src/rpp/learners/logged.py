@@ -9,7 +9,7 @@ it needs fewer calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -26,8 +26,7 @@ from rpp.learners.base import EPOCH_MEAN, PromptLearner
 from rpp.learners.checks import check_smallest
 from rpp.processes import gather_rows
 from rpp.rewards import environment_fingerprint, read_rewards
-from rpp.rollout import Transition
-from rpp.types import Choice, Episode, InputError, Split
+from rpp.types import Choice, Episode, InputError
 
 MAX_PROMPTS = 100_000
 """Prompts that are compared one by one where pairs of options have effects of their own."""
@@ -115,7 +114,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         self.reward_log = reward_log
         self.logged: LoggedRewards | None = None
         self.n_epochs_logged = 0  # of the reward log, whose prompts are not drawn again
-        self._epoch: list[Transition[Choice]] = []
+        self._fresh: list[Tensor] = []  # rows of the running epoch, of this process alone
 
     @property
     def title(self) -> str:
@@ -192,9 +191,9 @@ class RewardModelLearner(PromptLearner[Choice]):
     # -- learning ----------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        """Forget the transitions of the last epoch, which are among the logged rewards."""
+        """Forget the rows of the last epoch, which are among the logged rewards."""
         super().on_train_epoch_start()
-        self._epoch = []
+        self._fresh = []
 
     @torch.no_grad()
     def training_step(self, batch: list[Episode], batch_idx: int) -> None:
@@ -202,28 +201,21 @@ class RewardModelLearner(PromptLearner[Choice]):
         repeated = [episode for episode in batch for _ in range(self.n_draws)]
         for transition in self.rollout(repeated, self.explore) if repeated else ():
             self.log_reward(transition)
-            self._epoch.append(transition)
+            step = transition.step
+            self._fresh.append(
+                self._rows(step.actions, transition.state, step.episodes, step.rewards())
+            )
         if self.trainer.is_last_batch:
             self._learn()
         self.count_update()
 
     def _learn(self) -> None:
         """Fit the model to the rewards of all epochs and processes."""
-        fresh = [
-            self._rows(each.step.actions, each.state, each.step.episodes, each.step.rewards())
-            for each in self._epoch
-        ]
-        if fresh:
-            self._add(gather_rows(torch.cat(fresh)))
+        if self._fresh:
+            self._add(gather_rows(torch.cat(self._fresh)))
         if self.logged is not None:
-            self._fit()
-            self._log_deviations()
-
-    def _fit(self) -> None:
-        """Fit the model to what is logged."""
-        assert self.logged is not None
-        with torch.enable_grad():
             self.model.fit(self.logged)
+            self._log_deviations()
 
     def _add(self, rows: Tensor) -> None:
         """Add rewards to those that are learnt from; failed calls are left out."""
@@ -246,7 +238,8 @@ class RewardModelLearner(PromptLearner[Choice]):
         if self.reward_log is None or self.logged is not None:
             return
         self._add(self._read_log(self.reward_log))
-        self._fit()
+        assert self.logged is not None
+        self.model.fit(self.logged)
 
     def _read_log(self, path: str) -> Tensor:
         """The rows of a log that this policy can learn from, ``(n, P + Q + 2)``.
@@ -281,8 +274,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         self, actions: Tensor, state: Tensor, episodes: Sequence[Episode], rewards: Tensor
     ) -> Tensor:
         """Actions, features, group and reward of every user in one row, ``(B, P + Q + 2)``."""
-        group_of = {each.key: k for k, each in enumerate(self.data.episodes("train"))}
-        groups = [group_of[each.key] for each in episodes]
+        groups = [self.data.train_groups[each.key] for each in episodes]
         parts = [
             actions.cpu().double(),
             self.features(state, episodes).cpu().double(),
@@ -302,11 +294,6 @@ class RewardModelLearner(PromptLearner[Choice]):
             kind, _, number = name.partition("_")
             name = f"{kind}_{self.patterns.names[int(number)]}" if number else kind
             self.log(f"reward_sd/{name}", deviation, **EPOCH_MEAN, batch_size=1)
-
-    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
-        """With several prompts for every training user."""
-        more = (self.n_draws - 1) * n_users["train"] * n_epochs
-        return super().max_fit_calls(n_users, n_epochs) + more
 
     # -- checkpoints -------------------------------------------------------------------------
 

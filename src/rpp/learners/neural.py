@@ -23,7 +23,7 @@ from rpp.learners.base import PromptLearner
 from rpp.learners.checks import check_fraction, check_positive, check_smallest
 from rpp.learners.encodings import recall_titles
 from rpp.processes import average_gradients
-from rpp.rollout import Step
+from rpp.rollout import Step, Transition
 from rpp.types import Episode, InputError
 
 D = TypeVar("D", Decision, JointDecision)
@@ -119,6 +119,11 @@ class NeuralLearner(PromptLearner[D]):
         """Prompt and ranking, encoded (Eq. 4)."""
         state: Tensor = self.states(observation)
         return state
+
+    def state_again(self, transition: Transition[D]) -> Tensor:
+        """The state of a transition by the state encoder of now, ``(B, D)``: it learns as well."""
+        before = transition.before
+        return transition.state if before is None else self.next_state(before)
 
     def checked(self, decision: D) -> D:
         """Refuse a policy that has diverged.

@@ -150,15 +150,14 @@ class PPO(NeuralLearner[JointDecision]):
         self._log_update(torch.cat([actor, critic, *drift]), n_known, entropy)
 
     def _decide_again(self, played: Sequence[Transition[JointDecision]]) -> list[JointDecision]:
-        """What the agent of now makes of the states and choices of then.
-
-        States after the first are encoded anew, for the encoder learns as well.
-        """
-        seen = [each.observation for each in played if each.observation is not None]
-        states = [played[0].state, *map(self.next_state, seen)]
+        """What the agent of now makes of the states and choices of then."""
         return [
-            self.agents(state, horizon=self.horizon(each.number), choices=each.decision.choices)
-            for state, each in zip(states, played, strict=True)
+            self.agents(
+                self.state_again(each),
+                horizon=self.horizon(each.number),
+                choices=each.decision.choices,
+            )
+            for each in played
         ]
 
     def _log_update(self, means: Tensor, n_known: int, entropy: Tensor) -> None:

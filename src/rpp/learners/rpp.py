@@ -5,7 +5,7 @@ The training step is the paper's Algorithm 1 with the corrected losses of ``rpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from rpp.learners.levels import RewardLevels
 from rpp.learners.neural import NeuralLearner
 from rpp.processes import all_reduce_mean
 from rpp.rollout import Transition
-from rpp.types import Episode, Split
+from rpp.types import Episode
 
 LEVELS = "reward_levels"
 """Key of a checkpoint."""
@@ -158,10 +158,10 @@ class RPP(NeuralLearner[Decision]):
 
     def _decide_again(self, transition: Transition[Decision]) -> Decision:
         """What the agents of now make of the choices of then."""
-        before = transition.before
-        state = transition.state if before is None else self.next_state(before)
         decision: Decision = self.agents(
-            state, horizon=self.horizon(transition.number), actions=transition.decision.actions
+            self.state_again(transition),
+            horizon=self.horizon(transition.number),
+            actions=transition.decision.actions,
         )
         return self.checked(decision)
 
@@ -196,12 +196,7 @@ class RPP(NeuralLearner[Decision]):
         """Begin the running means of the training users' rewards, unless a checkpoint had them."""
         super().on_train_start()
         if self.baseline == "user" and self.levels is None:
-            self.levels = RewardLevels(self.data.episodes("train"))
-
-    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
-        """With several episodes for every training user."""
-        more = (self.n_draws - 1) * n_users["train"] * self.n_steps * n_epochs
-        return super().max_fit_calls(n_users, n_epochs) + more
+            self.levels = RewardLevels(self.data.train_groups)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With the levels."""
@@ -213,5 +208,5 @@ class RPP(NeuralLearner[Decision]):
         """With the levels, if a fit goes on."""
         super().on_load_checkpoint(checkpoint)
         if LEVELS in checkpoint and self.baseline == "user" and self.trainer.state.fn == "fit":
-            self.levels = RewardLevels(self.data.episodes("train"))
+            self.levels = RewardLevels(self.data.train_groups)
             self.levels.sums = torch.tensor(checkpoint[LEVELS])
