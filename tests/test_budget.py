@@ -60,6 +60,17 @@ def test_no_fit_and_no_test_makes_more_calls_than_announced(tmp_path, counters, 
     assert 0 < counters[-1].counters.calls <= n_calls
 
 
+def test_validation_every_other_epoch_is_announced_as_such(tmp_path, counters, capsys):
+    """Three epochs of 8 users, one of 4 validation users, 2 steps; 3 static prompts for 4 users."""
+    env = environment("1. nothing")
+    rpp = module(n_steps=N_STEPS, n_static_prompts=N_STATIC)
+    run = trainer(tmp_path, env, max_epochs=3, check_val_every_n_epoch=2)
+    run.fit(rpp, datamodule=MadeUpUsers(**USERS))
+    assert f"Budget: at most {3 * 8 * 2 + 4 * 2 + 3 * 4} calls, about " in capsys.readouterr().out
+    spent = counters[-1].counters
+    assert spent.calls + spent.cache_hits >= 68
+
+
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty:UserWarning")
 def test_a_fit_that_a_budget_ends_goes_on_as_if_nothing_had_been(tmp_path, counters, capsys):
     """Amid the second epoch: what is resumed is the end of the first, with the same draws."""

@@ -69,7 +69,7 @@ def test_every_training_user_is_asked_as_often_as_said_and_a_test_user_once(tmp_
     asked = {tuple(row) for row in model.logged.actions.tolist()}
     assert len(asked) > 40  # draws of a user and of its epochs differ
     counts = {split: len(users.episodes(split)) for split in ("train", "validation", "test")}
-    assert model.max_fit_calls(counts, 2) == 2 * (12 * 3 + 4) + 2 * 4
+    assert model.max_fit_calls(counts, 4, 1) == 4 * 12 * 3 + 4 + 2 * 4
     run.test(model, users, verbose=False)
     assert len(model.test_results.ranks_by_step) == 1
     assert not any("first step" in name for name in model.test_results.ranks)

@@ -122,6 +122,25 @@ def test_listwise_loss_by_hand(adapter):
         assert float(made._listwise([instruction])) == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 2.0), (0.5, 3.0)])
+def test_the_loss_is_the_weighted_sum(adapter, monkeypatch, weights):
+    made = loaded(adapter(likelihood_weight=weights[0], listwise_weight=weights[1]))
+    logged = {}
+    monkeypatch.setattr(made, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    with torch.no_grad():
+        loss = float(made.training_step([draw(0), draw(1)], 0))
+    parts = dict(zip(("train/loss", "train/listwise"), weights, strict=True))
+    assert {name for name in parts if name in logged} == {name for name, w in parts.items() if w}
+    assert loss == pytest.approx(sum(w * logged.get(name, 0) for name, w in parts.items()))
+    assert loss > 0
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0)])
+def test_a_loss_needs_a_weight(adapter, weights):
+    with pytest.raises(InputError, match="one must be above 0 and none below"):
+        adapter(likelihood_weight=weights[0], listwise_weight=weights[1])
+
+
 def test_gradients_reach_the_adapter_alone(adapter):
     made = loaded(adapter(listwise_weight=0.5, n_layers=1))
     batch = [draw(seed) for seed in (0, 1)]

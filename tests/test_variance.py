@@ -62,6 +62,13 @@ def test_levels_by_hand():
     assert found.levels == pytest.approx([0.07, 0.02 - 0.04 / 3 / 4])
 
 
+def test_levels_by_hand_where_a_target_was_never_ranked():
+    rewards = np.repeat([[[0.2], [0.4], [0.6]], [[0.6], [0.8], [np.nan]]], 4, axis=2)
+    found = components(sums(rewards, groups([[0, 0, 0], [0, 0, 0]])[1], (2,)))
+    targets = (2 * 0.2**2 + 2 * 0.1**2) / (2 + 1)
+    assert found.levels == pytest.approx([0.3**2 / 2 - targets * (1 / 3 + 1 / 2) / 2, targets])
+
+
 def test_main_effects_are_found_whatever_the_levels_and_draws():
     rewards, actions, main = world(0, n_users=8, luck=0, rest=0)
     found = components(sums(rewards, actions, (3, 4, 9, 5)))

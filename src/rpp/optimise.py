@@ -15,6 +15,7 @@ def minimise(
     loss: Callable[[Tensor], Tensor],
     begin: NDArray[np.float64],
     bounds: Sequence[tuple[float, float]] | None = None,
+    tolerance: float | None = None,
 ) -> Tensor:
     """Where a loss is least, by L-BFGS-B with gradients of autograd; double precision.
 
@@ -22,6 +23,7 @@ def minimise(
         loss: Of ``(n,)`` numbers.
         begin: Where to begin, ``(n,)``.
         bounds: Least and largest of each number.
+        tolerance: Relative change of the loss at which to stop; ``None``: scipy's own.
 
     Returns:
         Shape ``(n,)``.
@@ -34,5 +36,7 @@ def minimise(
         return float(value.detach()), gradient.numpy()
 
     with torch.inference_mode(False), torch.enable_grad():  # a test step switches them off
-        found = minimize(with_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds)
+        found = minimize(
+            with_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, tol=tolerance
+        )
     return torch.from_numpy(found.x)

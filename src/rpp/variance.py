@@ -175,10 +175,13 @@ def _blocks(matrix: Array, groups: Sums) -> Array:
 
 def _levels(groups: Sums) -> Array:
     """One-way analysis of variance of the groups' means, the noise of a mean taken out."""
-    noise = groups.squares / np.maximum(groups.counts - 1, 1) / np.maximum(groups.counts, 1)
-    n_targets = groups.means.shape[1]
-    targets = np.nanmean(np.nanvar(groups.means, 1, ddof=1))
-    users = np.nanvar(np.nanmean(groups.means, 1), ddof=1) - targets / n_targets
+    known = groups.counts > 0
+    noise = (groups.squares / np.maximum(groups.counts - 1, 1))[known] / groups.counts[known]
+    n_targets = known.sum(1)
+    targets = (_centred(groups.means, known, 1) ** 2).sum() / np.maximum(n_targets - 1, 0).sum()
+    asked = n_targets > 0
+    means = np.where(known, groups.means, 0).sum(1)[asked] / n_targets[asked]
+    users = means.var(ddof=1) - targets * (1 / n_targets[asked]).mean()
     return np.array([users, targets - noise.mean()])
 
 

@@ -30,6 +30,9 @@ LOG_VARIANCES = (-16.0, 2.0)
 START = -9.0
 """The least logarithm of a variance to begin with: from a smaller one the slope leads nowhere."""
 
+TOLERANCE = 1e-6
+"""Of the likelihood of hundreds of rewards: less than 0.01, which changes no prompt."""
+
 PERSONAL_SCALE = 0.02
 """A personal effect's variance is exponential a priori with the square of this as its mean."""
 
@@ -136,7 +139,7 @@ class RewardModel(nn.Module):
             return likelihood(log_variances)[0] + personal / PERSONAL_SCALE**2
 
         begin = self.log_variances.double().clamp(min=START).cpu().numpy()
-        variances = minimise(loss, begin, [LOG_VARIANCES] * len(begin))
+        variances = minimise(loss, begin, [LOG_VARIANCES] * len(begin), TOLERANCE)
         mean, root = likelihood.posterior(variances)
         self.mean.copy_(mean)
         self.root.copy_(root)

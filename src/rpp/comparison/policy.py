@@ -108,7 +108,8 @@ class Policy(PromptMethod):
     def max_calls(self, task: Task, n_users: int) -> int:
         """All of a fit, and every step of every test user."""
         counts = {split: len(task.data.episodes(split)) for split in SPLITS}
-        n_fit = self.learner.max_fit_calls(counts, self.max_epochs)
+        n_validations = self.max_epochs // self.check_val_every_n_epoch
+        n_fit = self.learner.max_fit_calls(counts, self.max_epochs, n_validations)
         return n_fit + n_users * self.learner.n_steps
 
     def metadata(self, reshuffle: bool) -> dict[str, str]:

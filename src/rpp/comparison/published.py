@@ -77,8 +77,8 @@ LASTFM: dict[str, Figures] = {
 }
 
 PAPER = (
-    "paper: what the publication reports, with LLaMA-2-7B-chat, other users and other candidates:"
-    " to look at, not to test against."
+    "paper: what the publication reports, with LLaMA-2-7B-chat, other users and other candidates,"
+    " and in rows of RPP its four agents: to look at, not to test against."
 )
 """Stands below a table that shows them."""
 

@@ -238,10 +238,12 @@ class PromptLearner(PromptPolicy[C]):
 
     # -- budget ------------------------------------------------------------------------------
 
-    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int) -> int:
+    def max_fit_calls(self, n_users: Mapping[Split, int], n_epochs: int, n_validations: int) -> int:
         """Calls of a fit at most: every step of every epoch, and the choice of a static prompt."""
-        an_epoch = (n_users["train"] * self.n_draws + n_users["validation"]) * self.n_steps
-        return n_epochs * an_epoch + evaluation.n_static_calls(
+        n_episodes = (
+            n_epochs * n_users["train"] * self.n_draws + n_validations * n_users["validation"]
+        )
+        return n_episodes * self.n_steps + evaluation.n_static_calls(
             self.n_static_prompts, n_users["validation"]
         )
 
@@ -253,7 +255,9 @@ class PromptLearner(PromptPolicy[C]):
         n_epochs = self.trainer.max_epochs
         if n_epochs is None or n_epochs < 0:
             return None
-        n_calls = self.max_fit_calls(n_users, max(0, n_epochs - self.n_epochs_done))
+        done = min(self.n_epochs_done, n_epochs)
+        every = self.trainer.check_val_every_n_epoch or 1
+        n_calls = self.max_fit_calls(n_users, n_epochs - done, n_epochs // every - done // every)
         if self.static_length > 0:  # chosen before the run that is resumed was stopped
             n_calls -= evaluation.n_static_calls(self.n_static_prompts, n_users["validation"])
         return self.n_refined + n_calls

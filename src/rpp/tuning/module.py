@@ -1,8 +1,7 @@
 r"""LoRA tuning of a frozen language model on rankings (paper, section 4.1: Alpaca).
 
-The loss is the mean negative log-likelihood of the tokens in the spans of an instruction (see
-``rpp.tuning.instructions``), and with a weight :math:`\lambda` that of the target among the
-candidates,
+The loss is a weighted sum of two: the mean negative log-likelihood of the tokens in the spans of
+an instruction (see ``rpp.tuning.instructions``), and that of the target among the candidates,
 
 .. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
     \text{prompt})
@@ -64,14 +63,16 @@ class RankingAdapter(LightningModule):
         lr: Maximum learning rate, with linear warm-up over 3 % of the steps and cosine decay to
             0.
         weight_decay: Of AdamW.
-        listwise_weight: Weight of the listwise loss; it costs a pass over all candidates.
+        likelihood_weight: Weight of the likelihood of the tokens; 0 saves its pass.
+        listwise_weight: Weight of the listwise loss, which costs a pass over all candidates.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
         gradient_checkpointing: Recompute the activations of each layer in the backward pass: a
             third more time for a fraction of the memory.
 
     Raises:
-        InputError: If there is no adapter to start from, or the model is on several devices.
+        InputError: If there is no adapter to start from, the model is on several devices, or both
+            losses have weight 0.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class RankingAdapter(LightningModule):
         target_modules: Sequence[str] = LINEAR,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
+        likelihood_weight: float = 1.0,
         listwise_weight: float = 0.0,
         max_grad_norm: float = 1.0,
         max_tokens: int = 1024,
@@ -107,6 +109,11 @@ class RankingAdapter(LightningModule):
             raise InputError(
                 "a model is tuned on one device: set model.init_args.llm.init_args.device_map to"
                 " null; quantization: 4bit and gradient_checkpointing take less memory"
+            )
+        if min(likelihood_weight, listwise_weight) < 0 or likelihood_weight + listwise_weight == 0:
+            raise InputError(
+                f"likelihood_weight is {likelihood_weight:g} and listwise_weight"
+                f" {listwise_weight:g}: one must be above 0 and none below"
             )
         self.strict_loading = False  # a checkpoint has only the adapter
         self.llm = llm
@@ -132,6 +139,7 @@ class RankingAdapter(LightningModule):
         self.n_layers = n_layers
         self.lr = lr
         self.weight_decay = weight_decay
+        self.likelihood_weight = likelihood_weight
         self.listwise_weight = listwise_weight
         self.max_grad_norm = max_grad_norm
         self.max_tokens = max_tokens
@@ -184,13 +192,15 @@ class RankingAdapter(LightningModule):
 
     def training_step(self, batch: list[Instruction], batch_idx: int) -> Tensor:
         """Likelihood of the tokens in the loss, and of the target among the candidates."""
-        encoded = [self.encode(instruction) for instruction in batch]
-        loss = self._likelihood(encoded)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        loss = torch.zeros((), device=self.device)
+        if self.likelihood_weight:
+            likelihood = self._likelihood([self.encode(instruction) for instruction in batch])
+            self.log("train/loss", likelihood, prog_bar=True, batch_size=len(batch))
+            loss = loss + self.likelihood_weight * likelihood
         if self.listwise_weight:
             listwise = self._listwise(batch)
             self.log("train/listwise", listwise, prog_bar=True, batch_size=len(batch))
-            loss = loss + self.listwise_weight * listwise.to(loss)
+            loss = loss + self.listwise_weight * listwise
         counts = torch.tensor([len(batch), not loss.isfinite()], device=self.device)
         n_sequences, n_broken = all_reduce_sum(counts).tolist()
         if n_broken:  # in every process, else the others would wait for this one
