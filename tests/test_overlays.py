@@ -234,10 +234,9 @@ def test_cells_of_the_papers_tables(
     assert record["environment"]["decoding"] == "generate"
 
 
-def test_evidence_overlay(here):
+def test_evidence_of_the_default(here):
     """Recommenders are told of in fit, test and predict; a policy belongs to its evidence."""
-    files = ("conf/rpp.yaml", "conf/evidence.yaml", "small.yaml")
-    told = [*(word for file in files for word in ("--config", file)), "--name", "told"]
+    told = command("fit", "--name", "told")[1:]
     made = main(["fit", *told, "--trainer.max_epochs", "1"]).model
     assert made.patterns.names[-1] == "evidence"
     assert made.evidence is None  # given back with the ranker
@@ -250,4 +249,4 @@ def test_evidence_overlay(here):
     record = json.loads((here / "results/told/results.json").read_text())
     assert "evidence" in record["environment"]
     with pytest.raises(InputError, match="another patterns"):
-        main(command("test", "--name", "told"))
+        main(["test", *told, "--model.patterns", "conf/patterns/movies.yaml"])
