@@ -155,10 +155,12 @@ def collaborative_vectors(
     """LightGCN's vectors: those of the prepared folder, or of a part of its users.
 
     Args:
-        data: The interactions.
-        settings: How they are trained; by default as those of the prepared folder.
+        data: The interactions, perhaps with their vectors.
+        settings: How they are trained; by default as those of the data.
     """
-    if not data.left_out:
+    if data.vectors is not None and settings is None:
+        return data.vectors
+    if data.vectors is None and not data.left_out:
         return load_or_train(data.folder, settings)
     settings = settings or LightGCNSettings()
 
