@@ -25,6 +25,7 @@ from data_prep.tables import load_summary
 from rpp.data.artifacts import load_or_make
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_titles, load_training_pairs, load_users
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.data.vectors import CollaborativeVectors
 from rpp.metrics import ndcg, target_ranks
 from rpp.types import Episode, InputError, Ranking, arbitrary_order
@@ -54,7 +55,9 @@ class TrainingData:
         name: Name of the data set; empty for data of the user's own.
         artifacts: Subfolder of the prepared folder for what is learnt.
         left_out: Users without training interactions here, though the folder has some.
-        vectors: Collaborative vectors of these data; by default they are in the folder.
+        vectors: Collaborative vectors of these data; by default they are in the folder, or are
+            trained for it.
+        lightgcn: How; by default as those that are in the folder.
         keeps: Whether what is learnt is written to the folder. If not, it is read where it is
             there, and learnt anew where it is not.
     """
@@ -70,6 +73,7 @@ class TrainingData:
     artifacts: str = ARTIFACTS_FOLDER
     left_out: frozenset[int] = frozenset()
     vectors: CollaborativeVectors | None = None
+    lightgcn: LightGCNSettings | None = None
     keeps: bool = True
 
     @classmethod

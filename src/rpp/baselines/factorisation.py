@@ -161,8 +161,8 @@ def collaborative_vectors(
     if data.vectors is not None and settings is None:
         return data.vectors
     if data.vectors is None and not data.left_out:
-        return load_or_train(data.folder, settings)
-    settings = settings or LightGCNSettings()
+        return load_or_train(data.folder, settings or data.lightgcn)
+    settings = settings or data.lightgcn or LightGCNSettings()
 
     def make() -> Mapping[str, Tensor]:
         vectors = train_lightgcn(data.users, data.items, data.n_users, data.n_items, settings)
