@@ -65,7 +65,7 @@ def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
     trainer.loggers = []  # nothing is learnt, so nothing is logged
     environment = next(each for each in trainer.callbacks if isinstance(each, RewardEnvironment))
     if model.patterns.needs_evidence:
-        audit.evidence = _evidence(audit, prepared, data.lightgcn, environment.seed)
+        audit.evidence = evidence_for(audit, prepared, data.lightgcn, environment.seed)
     folder, notes = Path("results", config.name), _notes(audit, data, environment)
     try:
         trainer.test(audit, verbose=False)
@@ -87,10 +87,16 @@ def _prepared(data: EpisodeDataModule, plan: Plan) -> Path:
     return folder
 
 
-def _evidence(
+def evidence_for(
     audit: Audit, folder: Path, lightgcn: LightGCNSettings, seed: int
 ) -> RecommenderEvidence:
     """Recommenders that have been fitted to none of the targets asked for.
+
+    Args:
+        audit: Has patterns and users.
+        folder: The users' prepared folder.
+        lightgcn: How collaborative vectors are trained, where they are needed.
+        seed: Of the order among equal scores.
 
     Raises:
         TargetAccessError: If one of them has.

@@ -1,8 +1,8 @@
 """What a checkpoint carries of recommenders, so that prompts can name what they say without data.
 
-It is what they are fitted to: the interactions, without the users' names, and the episodes their
-settings are chosen on. They are fitted again where the policy is loaded. Plain values and tensors,
-which ``torch.load`` reads with ``weights_only``.
+It is what they are fitted to: the training interactions, by rows of users and items, and the
+episodes their settings are chosen on. They are fitted again where the policy is loaded. Plain
+values and tensors, which ``torch.load`` reads with ``weights_only``.
 """
 
 from __future__ import annotations
