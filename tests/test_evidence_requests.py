@@ -98,7 +98,7 @@ def test_it_names_what_the_fitted_policy_names(fitted, personaliser):
     for each, row in zip(found, fitted.rows, strict=True):
         chosen = each.prompt.patterns["evidence"]
         assert chosen.sentence == row["sentences"]["evidence"]
-        assert chosen.sentence in each.prompt.text
+        assert chosen.sentence.replace(". ", ".\n") in each.prompt.text
         assert each.ranking[0].title in chosen.sentence  # the model believes it
         assert [option.text for option in chosen.options] == [
             "EASE top 1", "near top 2, vectors top 1", "slow top 3, EASE top 2",
@@ -120,13 +120,18 @@ def test_what_recommenders_are_fitted_to_comes_back_as_it_was(fitted, personalis
 
 
 def test_a_stranger_is_known_by_the_history(fitted, personaliser):
-    """A name that the policy does not know, or none."""
-    queries = [replace(query, user=None) for query in fitted.queries]
-    nameless = personaliser.prompt_many(queries)
-    strangers = [replace(query, user="nobody") for query in fitted.queries]
-    both = zip(nameless, personaliser.prompt_many(strangers), strict=True)
-    assert all(one.text == other.text for one, other in both)
-    assert all(told(each) for each in nameless)
+    """With a name that the policy does not know, or none."""
+    evidence = personaliser.environment.evidence
+    orders = []
+    for name in ("as it is", "nobody", None):
+        queries = fitted.queries
+        if name != "as it is":
+            queries = [replace(query, user=name) for query in queries]
+        assert all(map(told, personaliser.prompt_many(queries)))
+        requests = [personaliser.understand(query).request for query in queries]
+        orders.append(evidence.orders("EASE", requests))
+    assert orders[0] == orders[1] == orders[2]
+    assert len({order[0] for order in orders[0]}) > 3
 
 
 def test_neither_the_displayed_order_nor_other_users_matter(fitted, personaliser):
