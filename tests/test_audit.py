@@ -89,6 +89,19 @@ def test_a_mistyped_option_of_a_command_of_its_own_is_one_line(here, capsys, com
     assert said == "error: there is no option nme: did you mean name?"
 
 
+def test_the_command_with_the_overlay_of_evidence(here, capsys):
+    """Recommenders are fitted to its own data; those of the fit know some of its targets."""
+    files = ("conf/rpp.yaml", "conf/evidence.yaml", "small.yaml")
+    options = ("--audit.n_users", "4", "--audit.n_prompts", "3")
+    main([*(word for file in files for word in ("--config", file)), *options])
+    record = json.loads((here / "results/ml-100k-evidence/audit.json").read_text())
+    assert record["n_rewards"] == 24
+    assert {*OPTIONS, "evidence"} == set(record["patterns"])
+    assert record["environment"]["evidence"]
+    assert {path.name for path in (here / "data").iterdir()} == {"audit"}
+    assert [*(here / "data/audit/custom/baselines").glob("evidence-*/ease.safetensors")]
+
+
 SOURCES = """
 based_on: conf/patterns/movies.yaml
 selection: [recent, similar]
@@ -103,17 +116,6 @@ evidence:
       class_path: evidence_setup.AtRandom
   options: [{}, {EASE: 1}, {chance: 2}]
 """
-
-
-def test_the_command_asks_recommenders_of_its_own_data(here, capsys):
-    (here / "mine.yaml").write_text(SOURCES)
-    main(audit("--model.patterns", "mine.yaml"))
-    record = json.loads((here / "results/ml-100k/audit.json").read_text())
-    assert record["n_rewards"] == 24
-    assert {*OPTIONS, "evidence", "selection"} == set(record["patterns"])
-    assert record["environment"]["evidence"]
-    assert {path.name for path in (here / "data").iterdir()} == {"audit"}
-    assert [*(here / "data/audit/custom/baselines").glob("evidence-*/ease.safetensors")]
 
 
 def test_recommenders_know_none_of_its_targets(make_prepared, tmp_path):
