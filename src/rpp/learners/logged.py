@@ -173,9 +173,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         features = self.features(state, episodes)
         generator = torch.Generator().manual_seed(self.policy_seed)
         drawn = torch.randn(N_POSTERIOR, len(self.model.mean), generator=generator)
-        chosen = torch.stack(
-            [self.model.best(features, each.expand(len(features), -1)) for each in drawn]
-        )
+        chosen = self.model.best_by_draws(features, drawn)
         n_most = max(self.patterns.n_actions)
         return functional.one_hot(chosen, n_most).float().mean(dim=0)
 
