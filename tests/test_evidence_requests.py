@@ -267,6 +267,17 @@ def test_what_is_not_as_at_the_fit_is_told_with_the_remedy(fitted, tmp_path, spo
         rpp.Personaliser.load(tmp_path, by_evidence())
 
 
+def test_what_no_option_names_is_not_fitted(fitted, monkeypatch):
+    """A policy that does not learn the pattern has all its sources, and one option."""
+    monkeypatch.setattr(Slow, "n_made", 0)
+    sources = {"slow": EvidenceSource("{titles}", "evidence_setup.Slow")}
+    data = replace(fitted.data, keeps=False)
+    RecommenderEvidence(EvidencePattern(sources, ({},)), data).fit()
+    assert Slow.n_made == 0
+    RecommenderEvidence(EvidencePattern(sources, ({}, {"slow": 1})), data).fit()
+    assert Slow.n_made == 1
+
+
 def test_a_recommender_that_keeps_something_in_itself_is_still_the_same(fitted, monkeypatch):
     """What it has learnt is no argument of it."""
     source = EvidenceSource("{titles}", "evidence_setup.AtRandom")

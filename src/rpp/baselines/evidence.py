@@ -65,6 +65,7 @@ class RecommenderEvidence:
 
     Attributes:
         fingerprint: Identifies recommenders, their arguments, data, and the seed of ties.
+        named: The sources that an option names.
 
     Raises:
         InputError: If a source is no recommender, or its arguments are wrong.
@@ -73,7 +74,8 @@ class RecommenderEvidence:
     def __init__(self, pattern: EvidencePattern | None, data: TrainingData, seed: int = 0) -> None:
         self.data = data
         self.seed = seed
-        sources = {} if pattern is None else pattern.sources
+        sources, options = (pattern.sources, pattern.options) if pattern else ({}, ())
+        self.named = {source for option in options for source in option}
         self.recommenders = {name: make_recommender(each) for name, each in sources.items()}
         self._fitted: set[str] = set()
         self._kept: dict[str, dict[Key, Order]] = {name: {} for name in self.recommenders}
@@ -144,8 +146,8 @@ class RecommenderEvidence:
         return recommender
 
     def fit(self) -> None:
-        """Fit all recommenders now, so that nobody who asks has to wait."""
-        for source in self.recommenders:
+        """Fit the recommenders that an option names now, so that nobody who asks has to wait."""
+        for source in sorted(self.named):
             self._recommender(source)
 
     def similarities(self, episode: Request) -> list[float]:
