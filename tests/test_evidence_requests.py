@@ -73,6 +73,7 @@ def fitted(tmp_path_factory, prepared_folder, custom_csv):
         for e in episodes
     ]
     queries = [replace(q, user=e.user_id) for q, e in zip(queries, episodes, strict=True)]
+    shutil.copytree(users.folder / "baselines", folder / "baselines")
     shutil.rmtree(folder / "data")
     return SimpleNamespace(path=path, rows=rows, queries=queries, data=data, episodes=episodes)
 
@@ -232,6 +233,11 @@ def test_what_was_learnt_is_kept_beside_the_checkpoint(fitted, tmp_path, monkeyp
     rpp.Personaliser.load(bare, by_evidence()).close()
     assert Slow.n_made == 2
     assert not (tmp_path / "baselines").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(Slow, "n_made", 0)
+    shutil.copytree(fitted.path.parents[1] / "baselines", tmp_path / "baselines")
+    rpp.Personaliser.load(path, by_evidence()).close()
+    assert Slow.n_made == 0  # as the fit has left it
 
 
 def changed(content):

@@ -171,7 +171,8 @@ class TrainingData:
 class Recommender(ABC):
     """A method of the comparison; subclass it with a ``name`` and :meth:`learn`.
 
-    Scores depend neither on the order of the candidates nor on the other users.
+    Scores depend neither on the order of the candidates nor on the other users. One that prompts
+    are to name learns from the fields of its data alone: at request time the folder has no tables.
     """
 
     name: str

@@ -78,7 +78,8 @@ def unpack(
             " are fitted to, for it was written by an earlier version of rpp or after the fit had"
             " ended: fit again, and take what the fit has written"
         )
-    if _checksum([carried[name] for name in TENSORS if name in carried]) != carried["checksum"]:
+    tensors = [carried[name] for name in TENSORS if name in carried]
+    if _checksum(tensors) != carried.get("checksum"):
         raise InputError(
             "what this policy's recommenders are fitted to is damaged in the checkpoint: take"
             " another copy of it, or fit again"
