@@ -82,11 +82,17 @@ def audit_note(folder: Path, learner: PromptLearner[Any]) -> list[str]:
         return []
     try:
         audit = json.loads(path.read_text(encoding="utf-8"))
-        asked = audit["patterns_fingerprint"], audit["environment"]
+        asked = audit["patterns_fingerprint"], _asked_of(audit["environment"])
         share = Interval(**audit["lasting_share"])
-    except (ValueError, KeyError, TypeError, OSError):  # no reason to lose the table
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+    ):  # no reason to lose the table
         return [f"{path} is damaged: run the audit again, or remove it."]
-    if asked != (learner.patterns.fingerprint, learner.environment_metadata):
+    if asked != (learner.patterns.fingerprint, _asked_of(learner.environment_metadata)):
         return []
     return [
         f"Audit of {audit['date'][:10]}: of what prompts change for one user on one target,"
@@ -94,6 +100,11 @@ def audit_note(folder: Path, learner: PromptLearner[Any]) -> list[str]:
         f" targets; a personal prompt gains at most {audit['personal']['mean']:+.3f} over the best"
         " common one."
     ]
+
+
+def _asked_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What answered; recommenders of an audit know fewer interactions, for it has more targets."""
+    return {name: each for name, each in environment.items() if name != "evidence"}
 
 
 def _results(learner: PromptLearner[Any], counters: Counters) -> Results:
