@@ -44,8 +44,30 @@ from rpp.yaml_files import read_yaml
 Result = TypeVar("Result")
 
 
+class Parser(LightningArgumentParser):
+    """Writes a configuration as it was read: it has been checked, and nested classes take long."""
+
+    def dump(self, *args: Any, skip_validation: bool = True, **options: Any) -> str:
+        """Give the text of a configuration."""
+        return super().dump(*args, skip_validation=skip_validation, **options)
+
+    def save(self, *args: Any, skip_validation: bool = True, **options: Any) -> None:
+        """Write it to a file."""
+        super().save(*args, skip_validation=skip_validation, **options)
+
+
 class CLI(LightningCLI):
     """LightningCLI with the reward environment as a key of its own and guarded checkpoints."""
+
+    def __init__(self, *positional: Any, args: ArgsType = None, **options: Any) -> None:
+        given = args if isinstance(args, list) else sys.argv[1:]
+        self._asked = next(iter(given), "")
+        super().__init__(*positional, args=args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for, or all: each has a parser that takes long to make."""
+        known = super().subcommands()
+        return {self._asked: known[self._asked]} if self._asked in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--name`` and the group ``environment``."""
@@ -188,6 +210,7 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_class=Parser,
         args=args,
         **settings,
     )
