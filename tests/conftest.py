@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import yaml
 from chat_server import Server
 from cli_setup import ROOT
+from matplotlib.figure import Figure
 from patterns_setup import MINIMAL, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
@@ -299,6 +301,17 @@ def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     return tmp_path
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are made, but written empty: half of what a test of a small run takes is drawing."""
+
+    def write(_: Figure, file: str | Path | BytesIO, **__: object) -> None:
+        if not isinstance(file, BytesIO):
+            Path(file).touch()
+
+    monkeypatch.setattr(Figure, "savefig", write)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_mistakes_end_in_one_sentence(here, capsys, subcommand, options, message
     assert "Traceback" not in captured.err
 
 
-def test_prompts_encoded_as_one_text(here):
+def test_prompts_encoded_as_one_text(here, no_drawing):
     main(command("fit", "--trainer.max_epochs", "1", "--model.prompt_encoding", "whole"))
     main(command("test", "--model.prompt_encoding", "whole"))
     record = json.loads((here / "results/ml-100k/results.json").read_text())

@@ -14,6 +14,8 @@ from cli_setup import ROOT, command, weights
 from rpp.cli import main, run
 from rpp.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.mark.parametrize("ablation", [None, "ppo_1", "ppo_4"])
 def test_a_resumed_run_ends_with_the_same_numbers(here, ablation):

@@ -11,6 +11,8 @@ from cli_setup import command
 from rpp.cli import main, run
 from rpp.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 N_USERS = 150  # and items
 
 

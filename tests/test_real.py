@@ -15,7 +15,7 @@ from rpp.data.episodes import load_episodes
 from rpp.llms.tuned import left_out_of, n_learnt_from
 from rpp.types import HELD_OUT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_drawing")]
 
 
 @pytest.fixture
