@@ -42,11 +42,10 @@ def test_fit_test_predict(here, capsys):
     assert first["sentences"]["reasoning"] in first["prompt"]
 
 
-def test_table_invariants(here):
+def test_table_invariants(fitted, no_drawing):
     """SPEC 6.8: relations that every row satisfies whatever the ranker did."""
-    main(command("fit", "--trainer.max_epochs", "1"))
     main(command("test"))
-    table = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
+    table = json.loads((fitted / "results/ml-100k/results.json").read_text())["rows"]
     for row in table:
         value = {name: cell["mean"] for name, cell in row["scores"].items()}
         assert value["ndcg@1"] <= value["mrr@5"] <= value["ndcg@5"] <= value["ndcg@10"]

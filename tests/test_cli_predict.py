@@ -62,15 +62,14 @@ def test_a_policy_outlives_its_data(growing, caplog):
         main(command("test", *everybody))
 
 
-def test_users_of_a_file(here, capsys):
-    main(command("fit", "--trainer.max_epochs", "1"))
+def test_users_of_a_file(fitted, capsys):
     users = [
         {"user": "u7", "history": ["i1", "i2"], "candidates": ["i3", "i4", "A new film"]},
         {"candidates": ["i5", "i6"]},
     ]
-    (here / "users.jsonl").write_text("\n".join(map(json.dumps, users)))
+    (fitted / "users.jsonl").write_text("\n".join(map(json.dumps, users)))
     main(command("predict", "--input", "users.jsonl"))
-    known, unknown = predictions(here)
+    known, unknown = predictions(fitted)
     assert (known["user"], unknown["user"]) == ("u7", None)
     assert set(known["items"]) == {"i3", "i4", None}
     assert unknown["sentences"]["history"] == "0"

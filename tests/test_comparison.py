@@ -20,7 +20,9 @@ from polars.testing import assert_frame_equal
 from raw_files import games
 
 from data_prep.prepare import DataSettings, prepare
+from rpp.baselines import sasrec, text
 from rpp.baselines.popularity import Popularity
+from rpp.baselines.sequential import train
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.comparison import Comparison
@@ -186,8 +188,19 @@ def test_profiles_that_the_data_do_not_know_are_refused(users, tmp_path):
         trainer(tmp_path, environment()).test(made, users, verbose=False)
 
 
+@pytest.fixture
+def hasty_sequences(monkeypatch):
+    """Recommenders of sequences stop after two epochs; they find the diagonal elsewhere."""
+
+    def hasty(*args, **options):
+        return train(*args, **options | {"max_epochs": 2})
+
+    for module in (sasrec, text):
+        monkeypatch.setattr(module, "train", hasty)
+
+
 @pytest.mark.real
-def test_the_command_of_conf_compare(here: Path, capsys):
+def test_the_command_of_conf_compare(here: Path, hasty_sequences, capsys):
     """Every method of the files; a second run fits nothing and prints the same."""
     source = DataSettings("games", str(games(here / "raw")), min_interactions=0,
                           n_train_users=4, n_validation_users=4, n_test_users=4)  # fmt: skip
