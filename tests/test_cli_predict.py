@@ -48,7 +48,7 @@ def test_a_policy_outlives_its_data(growing, caplog):
             interactions.write(f"newcomer,i{item},{2_000_001 + item}\n")
     everybody = ("--data.n_test_users", str(N_USERS + 1 - 18))
     caplog.set_level("INFO")
-    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")  # a benchmark lowers it
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     main(command("predict", *everybody))
     assert "The data have changed since the fit: 1 users and 1 items are new" in caplog.text
     rows = predictions(growing)
