@@ -35,6 +35,7 @@ def command(subcommand, folder):
         "data.n_test_users": 2,
         "data.batch_size": 3,
         "data.n_candidates": 5,
+        "data.lightgcn.n_epochs": 1,
         "model.n_static_prompts": 1,
         "model.history_lengths": "[1, 4]",
         "trainer.max_epochs": 1,

@@ -49,7 +49,8 @@ class Parser(LightningArgumentParser):
 
     def dump(self, *args: Any, skip_validation: bool = True, **options: Any) -> str:
         """Give the text of a configuration."""
-        return super().dump(*args, skip_validation=skip_validation, **options)
+        text: str = super().dump(*args, skip_validation=skip_validation, **options)
+        return text
 
     def save(self, *args: Any, skip_validation: bool = True, **options: Any) -> None:
         """Write it to a file."""
@@ -59,10 +60,17 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """LightningCLI with the reward environment as a key of its own and guarded checkpoints."""
 
-    def __init__(self, *positional: Any, args: ArgsType = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: type[LightningModule],
+        data: type[LightningDataModule],
+        *,
+        args: ArgsType = None,
+        **options: Any,
+    ) -> None:
         given = args if isinstance(args, list) else sys.argv[1:]
         self._asked = next(iter(given), "")
-        super().__init__(*positional, args=args, **options)
+        super().__init__(model, data, args=args, **options)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for, or all: each has a parser that takes long to make."""
