@@ -15,6 +15,8 @@ from rpp.data.directory import load_directory
 from rpp.data.episodes import load_episodes
 from rpp.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 N_USERS = 150  # and items
 
 
@@ -55,7 +57,7 @@ def test_a_policy_outlives_its_data(growing, caplog):
     grow(growing)
     everybody = ("--data.n_test_users", str(N_USERS + 1 - 18))
     caplog.set_level("INFO")
-    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")  # a benchmark lowers it
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
     main(command("predict", *everybody))
     assert "The data have changed since the fit: 1 users and 1 items are new" in caplog.text
     rows = predictions(growing)
@@ -123,15 +125,14 @@ def named(query):
     return {key: [NEW if i == "new" else i for i in each] for key, each in lists.items()}
 
 
-def test_users_of_a_file(here, capsys):
-    main(command("fit", "--trainer.max_epochs", "1"))
+def test_users_of_a_file(fitted, capsys):
     users = [
         {"user": "u7", "history": ["i1", "i2"], "candidates": ["i3", "i4", "A new film"]},
         {"candidates": ["i5", "i6"]},
     ]
-    (here / "users.jsonl").write_text("\n".join(map(json.dumps, users)))
+    (fitted / "users.jsonl").write_text("\n".join(map(json.dumps, users)))
     main(command("predict", "--input", "users.jsonl"))
-    known, unknown = predictions(here)
+    known, unknown = predictions(fitted)
     assert (known["user"], unknown["user"]) == ("u7", None)
     assert set(known["items"]) == {"i3", "i4", None}
     assert unknown["sentences"]["history"] == "0"
