@@ -16,7 +16,7 @@ from rpp.audit.command import main
 from rpp.audit.findings import find
 from rpp.audit.module import Audit, Plan, draw_actions
 from rpp.audit.report import best_prompt, draw, in_words, lines, plain
-from rpp.callbacks.results import audit_note
+from rpp.callbacks.results import audit_notes
 from rpp.cli import reporting_mistakes
 from rpp.llms.controls import answers_at_random
 from rpp.prompts.patterns import load_patterns
@@ -145,22 +145,22 @@ def test_table_chart_and_record_tell_every_pattern():
 def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
     asked = {"language model": "m", "decoding": "likelihood"}
     learner = SimpleNamespace(patterns=PATTERNS, environment_metadata=asked)
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     known = {
         "patterns_fingerprint": PATTERNS.fingerprint, "environment": asked,
         "date": "2026-11-28T10:00:00+00:00",
     }  # fmt: skip
     (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
-    (note,) = audit_note(tmp_path, learner)
+    (note,) = audit_notes(tmp_path, learner)
     share = found(0.1).lasting_share
     assert (
         f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"
         in note
     )
     learner.environment_metadata = asked | {"decoding": "generate"}
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     fewer = SimpleNamespace(patterns=PATTERNS.first(2), environment_metadata=asked)
-    assert audit_note(tmp_path, fewer) == []
+    assert audit_notes(tmp_path, fewer) == []
     (tmp_path / "audit.json").write_text("{")  # the table is not lost by it
-    (note,) = audit_note(tmp_path, fewer)
+    (note,) = audit_notes(tmp_path, fewer)
     assert note == f"{tmp_path / 'audit.json'} is damaged: run the audit again, or remove it."
