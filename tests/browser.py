@@ -31,14 +31,22 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         # it reads commands from descriptor 3 and writes answers to 4
+        pipes = f"3</dev/fd/{theirs_in} 4>/dev/fd/{theirs_out}"
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', CHROMIUM, *OPTIONS,
-             f"--user-data-dir={folder}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                "sh",
+                "-c",
+                f'exec "$0" "$@" {pipes}',
+                CHROMIUM,
+                *OPTIONS,
+                f"--user-data-dir={folder}",
+            ],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
-        self._number, self._rest = 0, b""
+        self._number, self._rest, self._session = 0, b"", {}
         self.events: list[dict] = []
         targets = self.send("Target.getTargets")["targetInfos"]
         tab = next(each["targetId"] for each in targets if each["type"] == "page")
@@ -46,8 +54,6 @@ class Browser:
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-
-    _session: dict[str, str] = {}
 
     def close(self) -> None:
         """End the process."""

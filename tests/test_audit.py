@@ -139,7 +139,9 @@ def test_table_chart_and_record_tell_every_pattern():
     assert len(draw(figures, PATTERNS).axes) == 5
     record = json.loads(json.dumps(plain(figures)))
     assert record["patterns"]["history"]["lasting"] == figures.patterns["history"].lasting._asdict()
-    assert best_prompt(figures, PATTERNS).count(",") == 3
+    best = best_prompt(figures, PATTERNS)
+    assert [each.split()[0] for each in best.split("; ")] == [*OPTIONS]
+    assert "role 1 (You know the world of film as well as …)" in best
 
 
 def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
@@ -148,10 +150,11 @@ def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
     assert audit_notes(tmp_path, learner) == []
     known = {
         "patterns_fingerprint": PATTERNS.fingerprint, "environment": asked,
-        "date": "2026-11-28T10:00:00+00:00",
+        "date": "2026-11-28T10:00:00+00:00", "notes": ["In other words."],
     }  # fmt: skip
     (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
-    (note,) = audit_notes(tmp_path, learner)
+    note, *details = audit_notes(tmp_path, learner)
+    assert details == ["In other words."]
     share = found(0.1).lasting_share
     assert (
         f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"

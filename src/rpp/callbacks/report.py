@@ -181,14 +181,19 @@ def _charts(
 ) -> dict[str, Chart]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     log = next((each.path for each in callbacks if isinstance(each, RewardLog)), None)
-    found = {} if log is None else _reward_chart(learner, log)
+    found = {} if log is None else reward_chart(learner, log)
     if len(learner.test_results.ranks_by_step) > 1:
         found["steps"] = Chart("NDCG@10 by step", STEPS, figures["steps"])
     return found | {"positions": Chart("NDCG@10 by position", POSITIONS, figures["positions"])}
 
 
-def _reward_chart(learner: PromptLearner[Any], path: Path) -> dict[str, Chart]:
-    """The training reward as it came in, if the log is of these options and this environment."""
+def reward_chart(learner: PromptLearner[Any], path: Path) -> dict[str, Chart]:
+    """The training reward as it came in; nothing if the log is not of this policy's training.
+
+    Args:
+        learner: The learner.
+        path: The reward log.
+    """
     try:
         log = read_rewards(path)
     except InputError:
