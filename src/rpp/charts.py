@@ -104,7 +104,8 @@ def by_step(steps: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> 
         shift = 0.04 * (place - (len(steps) - 1) / 2)
         _with_bars(axis, [step + shift for step in range(1, len(values) + 1)], values, name)
     axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
-    axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
+    axis.set(xlabel="step", ylabel="NDCG@10, 95 % interval")
+    axis.yaxis.get_major_locator().set_params(nbins=6)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(**ABOVE)
     return figure

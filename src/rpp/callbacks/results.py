@@ -104,7 +104,8 @@ def audit_notes(folder: Path, learner: PromptLearner[Any]) -> list[str]:
         f"Audit of {audit['date'][:10]}: of what prompts change for one user on one target,"
         f" {share.mean:.0%} [{share.low:.0%}, {share.high:.0%}] of the variance lasts to other"
         f" targets; a personal prompt gains at most {audit['personal']['mean']:+.3f} over the best"
-        " common one."
+        " common one.",
+        *map(str, audit.get("notes", ())),
     ]
 
 
