@@ -48,8 +48,7 @@ class Browser:
         os.close(theirs_out)
         self._number, self._rest, self._session = 0, b"", {}
         self.events: list[dict] = []
-        targets = self.send("Target.getTargets")["targetInfos"]
-        tab = next(each["targetId"] for each in targets if each["type"] == "page")
+        tab = self.send("Target.createTarget", url="about:blank")["targetId"]  # not its start page
         attached = self.send("Target.attachToTarget", targetId=tab, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -87,6 +86,7 @@ class Browser:
         self.send("Page.navigate", url=path.resolve().as_uri())
         while not self.of("Page.loadEventFired"):
             self.events.append(self._receive())
+        assert self.evaluate("location.href") == path.resolve().as_uri()
 
     def look(self, width: int, scheme: str) -> None:
         """Take a window's width, and a light or dark colour scheme."""
