@@ -20,7 +20,7 @@ from rpp.audit.command import evidence_for, main
 from rpp.audit.findings import find
 from rpp.audit.module import Audit, Plan, draw_actions
 from rpp.audit.report import best_prompt, draw, in_words, lines, plain
-from rpp.callbacks.results import audit_note
+from rpp.callbacks.results import audit_notes
 from rpp.cli import reporting_mistakes
 from rpp.data.episodes import load_episodes
 from rpp.data.lightgcn import LightGCNSettings
@@ -195,30 +195,33 @@ def test_table_chart_and_record_tell_every_pattern():
     assert len(draw(figures, PATTERNS).axes) == 5
     record = json.loads(json.dumps(plain(figures)))
     assert record["patterns"]["history"]["lasting"] == figures.patterns["history"].lasting._asdict()
-    assert best_prompt(figures, PATTERNS).count(",") == 3
+    best = best_prompt(figures, PATTERNS)
+    assert [each.split()[0] for each in best.split("; ")] == [*OPTIONS]
+    assert "role 1 (You know the world of film as well as …)" in best
 
 
 def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
     asked = {"language model": "m", "decoding": "likelihood"}
     learner = SimpleNamespace(patterns=PATTERNS, environment_metadata=asked)
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     known = {
         "patterns_fingerprint": PATTERNS.fingerprint, "environment": asked,
-        "date": "2026-11-28T10:00:00+00:00",
+        "date": "2026-11-28T10:00:00+00:00", "notes": ["In other words."],
     }  # fmt: skip
     (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
-    (note,) = audit_note(tmp_path, learner)
+    note, *details = audit_notes(tmp_path, learner)
+    assert details == ["In other words."]
     learner.environment_metadata = asked | {"evidence": "of data with fewer targets"}
-    assert audit_note(tmp_path, learner) == [note]
+    assert audit_notes(tmp_path, learner) == [note, *details]
     share = found(0.1).lasting_share
     assert (
         f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"
         in note
     )
     learner.environment_metadata = asked | {"decoding": "generate"}
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     fewer = SimpleNamespace(patterns=PATTERNS.first(2), environment_metadata=asked)
-    assert audit_note(tmp_path, fewer) == []
+    assert audit_notes(tmp_path, fewer) == []
     (tmp_path / "audit.json").write_text("{")  # the table is not lost by it
-    (note,) = audit_note(tmp_path, fewer)
+    (note,) = audit_notes(tmp_path, fewer)
     assert note == f"{tmp_path / 'audit.json'} is damaged: run the audit again, or remove it."
