@@ -96,13 +96,8 @@ def audit_notes(folder: Path, learner: PromptLearner[Any]) -> list[str]:
         audit = json.loads(path.read_text(encoding="utf-8"))
         asked = audit["patterns_fingerprint"], _asked_of(audit["environment"])
         share = Interval(**audit["lasting_share"])
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ):  # no reason to lose the table
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        # no reason to lose the table
         return [f"{path} is damaged: run the audit again, or remove it."]
     if asked != (learner.patterns.fingerprint, _asked_of(learner.environment_metadata)):
         return []
