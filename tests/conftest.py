@@ -6,16 +6,15 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
+from io import StringIO
 from pathlib import Path
 from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from chat_server import Server
-from cli_setup import ROOT, command
+from cli_setup import command, lay_out
 from matplotlib.figure import Figure
 from patterns_setup import MINIMAL, load
 
@@ -259,48 +258,6 @@ def hasty(monkeypatch):
     monkeypatch.setattr("rpp.llms.chat.PAUSE", 0.01)
 
 
-def lay_out(folder: Path, custom_csv: CustomCsv, tiny_bert_folder: Path) -> None:
-    """Give a folder the project's conf/ and settings of the made-up data and a scripted model."""
-    (folder / "conf").symlink_to(ROOT / "conf")
-    small = {
-        "model": {
-            "class_path": "rpp.learners.rpp.RPP",
-            "init_args": {
-                "prompt_encoder": str(tiny_bert_folder),
-                "prompt_encoding": "parts",
-                "n_steps": 2,
-            },
-        },
-        "data": {
-            "init_args": {
-                "name": "custom",
-                "custom": {
-                    "interactions": str(custom_csv.interactions),
-                    "titles": str(custom_csv.titles),
-                    "profiles": str(custom_csv.profiles),
-                },
-                "order": "time",
-                "n_train_users": 12,
-                "n_validation_users": 6,
-                "n_test_users": 20,
-                "batch_size": 6,
-                "lightgcn": {"n_epochs": 1, "dim": 8},
-            }
-        },
-        "environment": {
-            "llm": {
-                "class_path": "rpp.llms.base.ScriptedLanguageModel",
-                "init_args": {"reply": "1. I have no idea"},
-            },
-            "decoding": "generate",
-            "show_candidates": True,
-            "cache_dir": None,
-        },
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(small))
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
     """A working folder with the project's conf/, the made-up data set and a scripted model."""
@@ -341,8 +298,10 @@ def fitted(fitted_once, monkeypatch):
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are made, but written empty: half of what a test of a small run takes is drawing."""
 
-    def write(_: Figure, file: str | Path | BytesIO, **__: object) -> None:
-        if not isinstance(file, BytesIO):
+    def write(_: Figure, file: str | Path | StringIO, **__: object) -> None:
+        if isinstance(file, StringIO):
+            file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>')
+        else:
             Path(file).touch()
 
     monkeypatch.setattr(Figure, "savefig", write)
