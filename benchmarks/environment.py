@@ -4,9 +4,9 @@
 default's training users, one static prompt (rows "grid": every reasoning and format sentence for
 a few users). All rows but the last few are in float32; no test user is touched.
 
-*Limit*: the floating-point operations of the prompt tokens (two per weight of the layers), divided
-by the rate of this machine's matrix products. *Agrees*: share of rankings (for free text: replies)
-equal to float32, one prompt at a time, nothing shared."""
+*Limit*: floating-point operations of the prompt tokens (two per weight of the layers), by the rate
+of this machine's matrix products. *Agrees*: share of answers equal to float32, one at a time.
+"""
 
 from __future__ import annotations
 
