@@ -1,12 +1,11 @@
 """Speed of the environment, compared with the hardware's limit.
 
 ``python benchmarks/environment.py`` ranks the same prompts in every way in one run: the embedded
-default's training users, one static prompt (the rows "grid": every reasoning and format sentence
-for a few users). All rows but the last few are in float32; no test user is touched.
+default's training users, one static prompt (rows "grid": every reasoning and format sentence for
+a few users). All rows but the last few are in float32; no test user is touched.
 
-*Limit*: the floating-point operations of the prompt tokens (two per weight of the layers), divided
-by the rate of this machine's matrix products. *Agrees*: share of rankings (for free text: replies)
-equal to those of float32, one prompt at a time, nothing shared.
+*Limit*: floating-point operations of the prompt tokens (two per weight of the layers), by the rate
+of this machine's matrix products. *Agrees*: share of answers equal to float32, one at a time.
 """
 
 from __future__ import annotations

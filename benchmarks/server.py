@@ -126,6 +126,7 @@ def faults(console: Console, n: int) -> None:
                 [n, right, n - right, "", "", f"{seconds:.0f}"]
                 + [f"{n_bytes / 1e6:.2f}" for n_bytes in (held, rss)]
             )
+        tracemalloc.stop()
         llm.close()
     met = stub.counts
     rows[-1][3:5] = met["asked again"], sum(met.get(fault, 0) for fault in (*FAULTS, "none"))

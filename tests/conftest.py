@@ -6,18 +6,21 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from chat_server import Server
-from cli_setup import ROOT
+from cli_setup import command, lay_out
+from matplotlib.figure import Figure
 from patterns_setup import MINIMAL, load
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of xdist's workers and of processes in tests
 pytest.register_assert_rewrite("contracts", "two_processes")
 
 from rich.console import Console  # noqa: E402 (after the environment is set)
@@ -260,45 +263,48 @@ def here(tmp_path, monkeypatch, custom_csv, tiny_bert_folder):
     """A working folder with the project's conf/, the made-up data set and a scripted model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])  # arguments are given in the call
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    small = {
-        "model": {
-            "class_path": "rpp.learners.rpp.RPP",
-            "init_args": {
-                "prompt_encoder": str(tiny_bert_folder),
-                "prompt_encoding": "parts",
-                "n_steps": 2,
-            },
-        },
-        "data": {
-            "init_args": {
-                "name": "custom",
-                "custom": {
-                    "interactions": str(custom_csv.interactions),
-                    "titles": str(custom_csv.titles),
-                    "profiles": str(custom_csv.profiles),
-                },
-                "order": "time",
-                "n_train_users": 12,
-                "n_validation_users": 6,
-                "n_test_users": 20,
-                "batch_size": 6,
-                "lightgcn": {"n_epochs": 1, "dim": 8},
-            }
-        },
-        "environment": {
-            "llm": {
-                "class_path": "rpp.llms.base.ScriptedLanguageModel",
-                "init_args": {"reply": "1. I have no idea"},
-            },
-            "decoding": "generate",
-            "show_candidates": True,
-            "cache_dir": None,
-        },
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
-    }
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    lay_out(tmp_path, custom_csv, tiny_bert_folder)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fitted_once(tmp_path_factory, custom_csv, tiny_bert_folder):
+    """Such a folder and a copy of it after a fit of an epoch; a checkpoint knows its folder."""
+    from rpp.cli import main
+
+    parent = tmp_path_factory.mktemp("fitted")
+    folder, copy = parent / "here", parent / "copy"
+    folder.mkdir()
+    lay_out(folder, custom_csv, tiny_bert_folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr("sys.argv", ["train.py"])
+        main(command("fit", "--trainer.max_epochs", "1"))
+    return folder, copytree(folder, copy, symlinks=True)
+
+
+@pytest.fixture
+def fitted(fitted_once, monkeypatch):
+    """A working folder like ``here`` after a fit of an epoch; every test finds it as it was."""
+    folder, copy = fitted_once
+    rmtree(folder)
+    copytree(copy, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    return folder
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are made, but written empty: half of what a test of a small run takes is drawing."""
+
+    def write(_: Figure, file: str | Path | StringIO, **__: object) -> None:
+        if isinstance(file, StringIO):
+            file.write('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>')
+        else:
+            Path(file).touch()
+
+    monkeypatch.setattr(Figure, "savefig", write)
 
 
 @pytest.fixture(scope="module")

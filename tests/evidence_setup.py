@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from zlib import crc32
 
 import torch
 from patterns_setup import MINIMAL
 
 from rpp.baselines.base import Recommender, candidate_items
+from rpp.llms.base import LanguageModel
 
 EVIDENCE = """
 evidence:
@@ -88,6 +90,40 @@ class ByPlace(_Scripted):
     def of(self, episode):
         n = len(episode.candidates)
         return [float(k == episode.withheld) + (n - k) / (2 * n) for k in range(n)]
+
+
+class Slow(Recommender):
+    """Counts how often it has learnt anew."""
+
+    name = "slow"
+    n_made = 0
+
+    def learn(self, data):
+        def make():
+            type(self).n_made += 1
+            return {"counts": torch.bincount(torch.from_numpy(data.items), minlength=data.n_items)}
+
+        return data.keep(
+            "slow",
+            self.arguments,
+            make,
+            lambda tensors: lambda episodes: tensors["counts"][candidate_items(episodes)],
+        )
+
+
+class AsTold(LanguageModel):
+    """Ranks first what its prompt names."""
+
+    fingerprint = "as told"
+
+    def generate(self, prompts):
+        raise NotImplementedError
+
+    def score(self, prompts, continuations, response_prefixes=None):
+        return [
+            [float(text.strip() in prompt) - crc32(text.encode()) / 2**33 for text in texts]
+            for prompt, texts in zip(prompts, continuations, strict=True)
+        ]
 
 
 class Fitted(Recommender):

@@ -69,6 +69,10 @@ class MadeUpUsers(EpisodeDataModule):
         """Everything is there already."""
 
     @property
+    def popularity(self) -> np.ndarray:
+        return np.arange(N_ITEMS)
+
+    @property
     def catalogue(self) -> list[Item]:
         return [Item(k, title(k)) for k in range(N_ITEMS)]
 

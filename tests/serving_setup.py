@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pipeline import PATTERNS, MadeUpUsers, title, trainer
 
 from rpp.callbacks.environment import RewardEnvironment
+from rpp.data.datamodule import EpisodeDataModule
 from rpp.learners.base import PromptLearner
 from rpp.llms.base import LanguageModel
 from rpp.types import LanguageModelError
@@ -54,10 +55,15 @@ def by_number(**options: object) -> RewardEnvironment:
     )
 
 
-def fit(learner: PromptLearner, folder: Path, environment: RewardEnvironment) -> Path:
+def fit(
+    learner: PromptLearner,
+    folder: Path,
+    environment: RewardEnvironment,
+    users: EpisodeDataModule | None = None,
+) -> Path:
     """Fit for an epoch; the checkpoint."""
     best = ModelCheckpoint(folder, filename="best")
-    users = MadeUpUsers(n_train=12, n_validation=6, n_test=8)
+    users = users or MadeUpUsers(n_train=12, n_validation=6, n_test=8)
     trainer(folder, environment, best, max_epochs=1).fit(learner, users)
     return folder / "best.ckpt"
 

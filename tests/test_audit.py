@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli_setup import command
+from cli_setup import ROOT, command
 from pipeline import MadeUpUsers, environment, trainer
 from planted import world
+from rich.console import Console
+from safetensors import safe_open
 
+from data_prep.prepare import prepare
 from rpp import serve
-from rpp.audit.command import main
+from rpp.audit.command import evidence_for, main
 from rpp.audit.findings import find
 from rpp.audit.module import Audit, Plan, draw_actions
 from rpp.audit.report import best_prompt, draw, in_words, lines, plain
-from rpp.callbacks.results import audit_note
+from rpp.callbacks.results import audit_notes
 from rpp.cli import reporting_mistakes
+from rpp.data.episodes import load_episodes
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.llms.controls import answers_at_random
 from rpp.prompts.patterns import load_patterns
-from rpp.types import InputError
+from rpp.types import InputError, TargetAccessError
 
 PATTERNS = load_patterns("conf/patterns/movies.yaml", history_lengths=[1, 4, 10, 20])
 OPTIONS = dict(zip(PATTERNS.names, PATTERNS.n_actions, strict=True))
@@ -83,6 +89,56 @@ def test_a_mistyped_option_of_a_command_of_its_own_is_one_line(here, capsys, com
     assert said == "error: there is no option nme: did you mean name?"
 
 
+def test_the_command_with_the_overlay_of_evidence(here, capsys):
+    """Recommenders are fitted to its own data; those of the fit know some of its targets."""
+    files = ("conf/rpp.yaml", "conf/evidence.yaml", "small.yaml")
+    options = ("--audit.n_users", "4", "--audit.n_prompts", "3")
+    main([*(word for file in files for word in ("--config", file)), *options])
+    record = json.loads((here / "results/ml-100k-evidence/audit.json").read_text())
+    assert record["n_rewards"] == 24
+    assert {*OPTIONS, "evidence"} == set(record["patterns"])
+    assert record["environment"]["evidence"]
+    assert {path.name for path in (here / "data").iterdir()} == {"audit"}
+    assert [*(here / "data/audit/custom/baselines").glob("evidence-*/ease.safetensors")]
+
+
+SOURCES = """
+based_on: conf/patterns/movies.yaml
+selection: [recent, similar]
+evidence:
+  sources:
+    EASE:
+      sentence: "People with my taste: {titles}."
+      class_path: rpp.baselines.neighbours.EASE
+      init_args: {regularisations: [250.0], lengths: [0]}
+    chance:
+      sentence: "Others: {titles}."
+      class_path: evidence_setup.AtRandom
+  options: [{}, {EASE: 1}, {chance: 2}]
+"""
+
+
+def test_recommenders_know_none_of_its_targets(make_prepared, tmp_path):
+    """They would know the second of each user, were they fitted as for a single one."""
+    (tmp_path / "mine.yaml").write_text(SOURCES.replace("conf", str(ROOT / "conf")))
+    single = make_prepared(40, 20, 20)
+    both = tmp_path / "custom"
+    prepare(replace(single.settings, n_targets=2), both, Console(quiet=True))
+    users = Plan(n_users=5).users(load_episodes(both, "train"))
+    asked = Audit(load_patterns(tmp_path / "mine.yaml"), users, 2, 0)
+    settings = LightGCNSettings(dim=8, n_epochs=1)
+    made = evidence_for(asked, both, settings, 0)
+    pairs = set(zip(made.data.users.tolist(), made.data.items.tolist(), strict=True))
+    targets = {(e.user, e.candidates[e.target].index) for user in users for e in user}
+    assert len(targets) == 10
+    assert not targets & pairs
+    assert len(made.similarities(users[0][0])) == len(users[0][0].history)
+    with safe_open(both / "collaborative.safetensors", "pt") as vectors:
+        assert vectors.get_tensor("items").shape[1] == 8  # as those of the fit
+    with pytest.raises(TargetAccessError, match="leave targets out"):
+        evidence_for(asked, single.folder, settings, 0)
+
+
 def test_a_budget_ends_it_with_the_users_asked_so_far(here, capsys):
     with pytest.raises(SystemExit):
         reporting_mistakes(main, audit("--audit.n_users", "10", "--environment.max_calls", "45"))
@@ -139,28 +195,33 @@ def test_table_chart_and_record_tell_every_pattern():
     assert len(draw(figures, PATTERNS).axes) == 5
     record = json.loads(json.dumps(plain(figures)))
     assert record["patterns"]["history"]["lasting"] == figures.patterns["history"].lasting._asdict()
-    assert best_prompt(figures, PATTERNS).count(",") == 3
+    best = best_prompt(figures, PATTERNS)
+    assert [each.split()[0] for each in best.split("; ")] == [*OPTIONS]
+    assert "role 1 (You know the world of film as well as …)" in best
 
 
 def test_the_table_of_a_test_tells_what_an_audit_of_its_options_found(tmp_path):
     asked = {"language model": "m", "decoding": "likelihood"}
     learner = SimpleNamespace(patterns=PATTERNS, environment_metadata=asked)
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     known = {
         "patterns_fingerprint": PATTERNS.fingerprint, "environment": asked,
-        "date": "2026-11-28T10:00:00+00:00",
+        "date": "2026-11-28T10:00:00+00:00", "notes": ["In other words."],
     }  # fmt: skip
     (tmp_path / "audit.json").write_text(json.dumps(known | plain(found(0.1))))
-    (note,) = audit_note(tmp_path, learner)
+    note, *details = audit_notes(tmp_path, learner)
+    assert details == ["In other words."]
+    learner.environment_metadata = asked | {"evidence": "of data with fewer targets"}
+    assert audit_notes(tmp_path, learner) == [note, *details]
     share = found(0.1).lasting_share
     assert (
         f"Audit of 2026-11-28: of what prompts change for one user on one target, {share.mean:.0%}"
         in note
     )
     learner.environment_metadata = asked | {"decoding": "generate"}
-    assert audit_note(tmp_path, learner) == []
+    assert audit_notes(tmp_path, learner) == []
     fewer = SimpleNamespace(patterns=PATTERNS.first(2), environment_metadata=asked)
-    assert audit_note(tmp_path, fewer) == []
+    assert audit_notes(tmp_path, fewer) == []
     (tmp_path / "audit.json").write_text("{")  # the table is not lost by it
-    (note,) = audit_note(tmp_path, fewer)
+    (note,) = audit_notes(tmp_path, fewer)
     assert note == f"{tmp_path / 'audit.json'} is damaged: run the audit again, or remove it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
@@ -31,7 +32,10 @@ def run(tmp_path, monkeypatch, capsys):
         recommenders.main()
         return capsys.readouterr().out
 
-    return run
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield run
+    logger.setLevel(level)  # the benchmark lowers it
 
 
 def test_figures_are_those_of_the_method(run, tmp_path):

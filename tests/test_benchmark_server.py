@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from io import StringIO
 
 import pytest
@@ -30,6 +31,7 @@ def test_faults_are_met_and_every_prompt_is_counted_once(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
     printed = StringIO()
     server.faults(Console(file=printed, width=200), 20)
+    assert not tracemalloc.is_tracing()  # it once went on, and made all that came after slow
     lines = printed.getvalue().splitlines()
     rows = [[c.strip() for c in line.strip("│").split("│")] for line in lines if "│" in line]
     assert [row[0] for row in rows] == ["20"] * 3

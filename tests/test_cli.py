@@ -42,11 +42,10 @@ def test_fit_test_predict(here, capsys):
     assert first["sentences"]["reasoning"] in first["prompt"]
 
 
-def test_table_invariants(here):
+def test_table_invariants(fitted, no_drawing):
     """SPEC 6.8: relations that every row satisfies whatever the ranker did."""
-    main(command("fit", "--trainer.max_epochs", "1"))
     main(command("test"))
-    table = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
+    table = json.loads((fitted / "results/ml-100k/results.json").read_text())["rows"]
     for row in table:
         value = {name: cell["mean"] for name, cell in row["scores"].items()}
         assert value["ndcg@1"] <= value["mrr@5"] <= value["ndcg@5"] <= value["ndcg@10"]
@@ -88,7 +87,7 @@ def test_mistakes_end_in_one_sentence(here, capsys, subcommand, options, message
     assert "Traceback" not in captured.err
 
 
-def test_prompts_encoded_as_one_text(here):
+def test_prompts_encoded_as_one_text(here, no_drawing):
     main(command("fit", "--trainer.max_epochs", "1", "--model.prompt_encoding", "whole"))
     main(command("test", "--model.prompt_encoding", "whole"))
     record = json.loads((here / "results/ml-100k/results.json").read_text())

@@ -14,6 +14,8 @@ from cli_setup import ROOT, command, weights
 from rpp.cli import main, run
 from rpp.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.mark.parametrize("ablation", [None, "ppo_1", "ppo_4"])
 def test_a_resumed_run_ends_with_the_same_numbers(here, ablation):
@@ -30,10 +32,11 @@ def test_a_resumed_run_ends_with_the_same_numbers(here, ablation):
         assert torch.equal(value, halves[name]), name
 
 
-def test_training_changes_gru_projection_and_every_agent_and_saves_them(here):
-    main(command("fit", "--name", "a", "--trainer.max_epochs", "1"))
-    main(command("fit", "--name", "b", "--trainer.max_epochs", "2"))
-    first, second = (weights(here / f"checkpoints/{n}/last.ckpt") for n in ("a", "b"))
+def test_training_changes_gru_projection_and_every_agent_and_saves_them(fitted):
+    main(command("fit", "--name", "longer", "--trainer.max_epochs", "2"))
+    first, second = (
+        weights(fitted / f"checkpoints/{name}/last.ckpt") for name in ("ml-100k", "longer")
+    )
     assert any("gru" in name for name in first)
     assert any("projection" in name for name in first)
     for name, value in first.items():
@@ -41,12 +44,11 @@ def test_training_changes_gru_projection_and_every_agent_and_saves_them(here):
             assert not torch.equal(value, second[name]), name
 
 
-def test_results_repeat_in_a_new_run_from_the_checkpoint(here):
-    main(command("fit"))
+def test_results_repeat_in_a_new_run_from_the_checkpoint(fitted):
     main(command("test"))
-    first = json.loads((here / "results/ml-100k/results.json").read_text())["rows"]
+    first = json.loads((fitted / "results/ml-100k/results.json").read_text())["rows"]
     main(command("test"))
-    assert json.loads((here / "results/ml-100k/results.json").read_text())["rows"] == first
+    assert json.loads((fitted / "results/ml-100k/results.json").read_text())["rows"] == first
 
 
 def test_a_fresh_process_recommends_what_the_fitted_one_does(here):
@@ -61,36 +63,32 @@ def test_a_fresh_process_recommends_what_the_fitted_one_does(here):
     assert [json.loads(line) for line in lines] == expected
 
 
-def test_a_new_run_puts_the_checkpoints_of_the_former_one_aside(here):
-    main(command("fit", "--trainer.max_epochs", "1"))
-    former = (here / "checkpoints/ml-100k/last.ckpt").read_bytes()
+def test_a_new_run_puts_the_checkpoints_of_the_former_one_aside(fitted):
+    former = (fitted / "checkpoints/ml-100k/last.ckpt").read_bytes()
     main(command("fit", "--trainer.max_epochs", "1", "--model.policy_seed", "7"))
-    assert (here / "checkpoints/ml-100k/last.previous.ckpt").read_bytes() == former
-    assert (here / "checkpoints/ml-100k/last.ckpt").read_bytes() != former
+    assert (fitted / "checkpoints/ml-100k/last.previous.ckpt").read_bytes() == former
+    assert (fitted / "checkpoints/ml-100k/last.ckpt").read_bytes() != former
 
 
-def test_a_checkpoint_of_another_data_set_or_patterns_file_is_refused(here):
-    main(command("fit", "--trainer.max_epochs", "1"))
+def test_a_checkpoint_of_another_data_set_or_patterns_file_is_refused(fitted):
     with pytest.raises(InputError, match="another data set"):
         main(command("test", "--data.seed", "5"))
     text = (ROOT / "conf/patterns/movies.yaml").read_text()
-    (here / "own.yaml").write_text(text.replace("seasoned critic", "projectionist"))
+    (fitted / "own.yaml").write_text(text.replace("seasoned critic", "projectionist"))
     with pytest.raises(InputError, match="another patterns"):
         main(command("test", "--model.patterns", "own.yaml"))
     with pytest.raises(InputError, match="another prompt encoding"):
         main(command("test", "--model.prompt_encoding", "whole"))
 
 
-def test_more_test_users_fit_the_same_checkpoint(here):
-    main(command("fit", "--trainer.max_epochs", "1"))
+def test_more_test_users_fit_the_same_checkpoint(fitted):
     main(command("test", "--data.n_test_users", "40"))
-    record = json.loads((here / "results/ml-100k/results.json").read_text())
+    record = json.loads((fitted / "results/ml-100k/results.json").read_text())
     assert record["n_users"] == 40
 
 
-def test_a_damaged_checkpoint_is_named(here, capsys):
-    main(command("fit", "--trainer.max_epochs", "1"))
-    path = here / "checkpoints/ml-100k/best.ckpt"
+def test_a_damaged_checkpoint_is_named(fitted, capsys):
+    path = fitted / "checkpoints/ml-100k/best.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SystemExit):
         run(command("test"))

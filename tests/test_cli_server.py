@@ -10,6 +10,8 @@ from rpp.cli import main, run
 from rpp.llms.cache import ReplyCache
 from rpp.llms.chat import ChatClient
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def test_the_key_is_written_nowhere(here, server, monkeypatch, capfd, caplog):
     """Although the server repeats it in every refusal, and refuses all but every sixth request."""

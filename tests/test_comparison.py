@@ -20,7 +20,9 @@ from polars.testing import assert_frame_equal
 from raw_files import games
 
 from data_prep.prepare import DataSettings, prepare
+from rpp.baselines import sasrec, text
 from rpp.baselines.popularity import Popularity
+from rpp.baselines.sequential import train
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.comparison import Comparison
@@ -186,8 +188,19 @@ def test_profiles_that_the_data_do_not_know_are_refused(users, tmp_path):
         trainer(tmp_path, environment()).test(made, users, verbose=False)
 
 
+@pytest.fixture
+def hasty_sequences(monkeypatch):
+    """Recommenders of sequences stop after two epochs; they find the diagonal elsewhere."""
+
+    def hasty(*args, **options):
+        return train(*args, **options | {"max_epochs": 2})
+
+    for module in (sasrec, text):
+        monkeypatch.setattr(module, "train", hasty)
+
+
 @pytest.mark.real
-def test_the_command_of_conf_compare(here: Path, capsys):
+def test_the_command_of_conf_compare(here: Path, hasty_sequences, request, capsys):
     """Every method of the files; a second run fits nothing and prints the same."""
     source = DataSettings("games", str(games(here / "raw")), min_interactions=0,
                           n_train_users=4, n_validation_users=4, n_test_users=4)  # fmt: skip
@@ -215,13 +228,13 @@ def test_the_command_of_conf_compare(here: Path, capsys):
         path.name for path in folder.iterdir()
     }
     assert not (here / "config.yaml").exists()  # nothing is logged, so there is no place for it
-    page = (folder / "comparison.html").read_text()
-    assert 'content="width=device-width' in page
-    assert '<div class="wide"><table>' in page  # scrolls by itself where the window is narrow
-    assert page.count("data:image/svg+xml") == 4
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert 'id="options"' in page
     assert (folder / "comparison.md").read_text().count("\n| RPP") == table[
         "method"
     ].str.starts_with("RPP").sum()
+    request.getfixturevalue("no_drawing")
     main(args)
     again = pl.read_csv(folder / "comparison.csv")
     scores = [name for name in table.columns if "@" in name]
@@ -247,12 +260,19 @@ FEW = {
 
 
 def test_a_comparison_is_not_fitted(here, capsys):
+    method = {"class_path": "rpp.comparison.references.Manual"}
+    model = {
+        "class_path": "rpp.comparison.comparison.Comparison",
+        "init_args": {"methods": [method]},
+    }
+    (here / "few.yaml").write_text(json.dumps(FEW | {"model": model}))
+    data = ("--data", "rpp.data.datamodule.EpisodeDataModule", "--data.name", "ml-100k")
     with pytest.raises(SystemExit):
-        run(["fit", "--config", "conf/compare.yaml"])
+        run(["fit", "--config", "few.yaml", *data])
     assert "run `python train.py test` in place of fit" in capsys.readouterr().err
 
 
-def test_the_rows_of_evidence(here: Path, capsys):
+def test_the_rows_of_evidence(here: Path, no_drawing, capsys):
     """Sources alone, sums of scores, static evidence; policies are in ``test_overlays.py``."""
     small = yaml.safe_load((here / "small.yaml").read_text())
     (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))

@@ -40,7 +40,7 @@ UNDISTURBED = {}
 
 
 @pytest.fixture
-def undisturbed(here):
+def undisturbed(here, no_drawing):
     if not UNDISTURBED:
         fit_and_test()
         files = {path.name: path.read_bytes() for path in FOLDER.glob("*.ckpt")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import yaml
@@ -21,6 +22,19 @@ def test_the_short_help_fits_a_screen_and_needs_no_configuration(capsys):
     assert printed.strip() == usage.SHORT.strip()
     assert len(printed.splitlines()) < 45
     assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_the_long_help_is_that_of_the_parser(monkeypatch, capsys):
+    """It once was the short one again."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--help_all"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # the command puts its own there
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--trainer.max_epochs" in printed
+    assert len(printed.splitlines()) > 100
 
 
 def test_every_option_of_the_short_help_exists(here, capsys):

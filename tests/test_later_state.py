@@ -68,7 +68,7 @@ def planted(users, reasoning):
 
 def probability_of_right_sentence(tmp_path, kind, patterns, n_epochs, seed, **options):
     """Of users the agents have not met, in their second state."""
-    users = MadeUpUsers(n_train=200, n_validation=200, n_test=1, seed=seed)
+    users = MadeUpUsers(n_train=120, n_validation=120, n_test=1, seed=seed)
     model = kind(patterns=patterns, n_steps=2, policy_seed=seed, n_static_prompts=1, **options)
     model.encoder = HashEncoder()
     env = environment(planted(users, model.patterns.reasoning))

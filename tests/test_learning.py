@@ -53,14 +53,14 @@ def probability_of_best(model, users, best_of):
 def learn(tmp_path, users, best_of, n_epochs, seed):
     model = module(n_steps=1, policy_seed=seed)
     env = environment(planted(users, best_of))
-    # every round is one step of 200 users
+    # every round is one step of all users
     trainer(tmp_path, env, max_epochs=n_epochs, limit_val_batches=0).fit(model, users)
     return probability_of_best(model, users, best_of)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_optimum_shared_by_all_users_is_found(tmp_path, seed):
-    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+    users = MadeUpUsers(n_train=120, n_validation=1, n_test=1, seed=seed)
     assert learn(tmp_path, users, lambda user: 3, 0, seed) < 0.2
     assert learn(tmp_path, users, lambda user: 3, 20, seed) >= 0.8
 
@@ -68,7 +68,7 @@ def test_optimum_shared_by_all_users_is_found(tmp_path, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_optimum_that_depends_on_the_user_is_found(tmp_path, seed):
     """Two kinds of users, told apart by their collaborative vector alone."""
-    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+    users = MadeUpUsers(n_train=120, n_validation=1, n_test=1, seed=seed)
 
     def best_of(user):
         return 2 if users.vectors.users[user, 0] > 0 else 6
@@ -82,13 +82,14 @@ def test_the_prompt_of_another_user_tells_what_is_personal(tmp_path, personal):
 
     What is wrong is answered at random, which scores .454: (1 + .454) / 2 remain.
     """
-    users = MadeUpUsers(n_train=200, n_validation=50, n_test=400)
+    users = MadeUpUsers(n_train=120, n_validation=50, n_test=400)
 
     def best_of(user):
         return 6 if personal and users.vectors.users[user, 0] <= 0 else 2
 
     model = module(n_steps=1, entropy_coef=0.0)
-    run = trainer(tmp_path, environment(planted(users, best_of)), max_epochs=60)
+    env = environment(planted(users, best_of))
+    run = trainer(tmp_path, env, max_epochs=60, check_val_every_n_epoch=60)
     run.fit(model, users)
     run.test(model, users, verbose=False)
     own, anothers = (

@@ -16,6 +16,8 @@ from rpp.cli import main, run
 from rpp.learners.rpp import RPP
 from rpp.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 LLMS = sorted(path.stem for path in (ROOT / "conf/llm").glob("*.yaml"))
 CONTROLS = sorted(path.stem for path in (ROOT / "conf/controls").glob("*.yaml"))
 ABLATIONS = sorted(path.stem for path in (ROOT / "conf/ablations").glob("*.yaml"))

@@ -17,6 +17,8 @@ from rpp.cli import main
 from rpp.comparison.policy import Policy
 from rpp.metrics import METRICS
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def test_it_finds_the_planted_sentence(tmp_path):
     users = MadeUpUsers(n_train=200, n_validation=20, n_test=100)

@@ -169,7 +169,7 @@ def test_a_failed_call_teaches_nothing_and_spoils_nothing(tmp_path):
 def learnt(tmp_path, users, reply, n_epochs, **options):
     """Policy of every training user in their first state, ``(B, H, A)``."""
     model = module(n_steps=1, n_static_prompts=1, **options)
-    # every round is one batch of 200 users
+    # every round is one batch of all users
     run = trainer(tmp_path, environment(reply), max_epochs=n_epochs, limit_val_batches=0)
     run.fit(model, users)
     state = model.first_state(users.episodes("train"))
@@ -179,7 +179,7 @@ def learnt(tmp_path, users, reply, n_epochs, **options):
 @pytest.mark.parametrize("seed", range(3))
 def test_four_heads_find_what_is_best_for_each_user(tmp_path, seed):
     """Two kinds of users, told apart by their collaborative vector alone."""
-    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+    users = MadeUpUsers(n_train=120, n_validation=1, n_test=1, seed=seed)
 
     def best_of(user):
         return 2 if users.vectors.users[user, 0] > 0 else 6
@@ -187,7 +187,7 @@ def test_four_heads_find_what_is_best_for_each_user(tmp_path, seed):
     probs = learnt(tmp_path, users, planted(users, best_of), 40, policy_seed=seed, lr=0.01)
     best = [best_of(episode.user) for episode in users.episodes("train")]
     reasoning = probs[:, SENTENCES.names.index("reasoning")]
-    assert float(reasoning[range(200), best].mean()) >= 0.8
+    assert float(reasoning[range(120), best].mean()) >= 0.8
 
 
 def whole_prompt(users, actions):
@@ -213,7 +213,7 @@ def whole_prompt(users, actions):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_head_finds_the_best_whole_prompt(tmp_path, seed):
-    users = MadeUpUsers(n_train=200, n_validation=1, n_test=1, seed=seed)
+    users = MadeUpUsers(n_train=120, n_validation=1, n_test=1, seed=seed)
     prompts = draw_prompts(SENTENCES.n_actions, 32, seed)
     history = SENTENCES.names.index("history")
     alike = [k for k, row in enumerate(prompts.tolist())

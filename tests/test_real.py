@@ -15,7 +15,7 @@ from rpp.data.episodes import load_episodes
 from rpp.llms.tuned import left_out_of, n_learnt_from
 from rpp.types import HELD_OUT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("no_drawing")]
 
 
 @pytest.fixture
@@ -34,7 +34,10 @@ def command(subcommand, folder):
         "data.n_validation_users": 2,
         "data.n_test_users": 2,
         "data.batch_size": 3,
+        "data.n_candidates": 5,
+        "data.lightgcn.n_epochs": 1,
         "model.n_static_prompts": 1,
+        "model.history_lengths": "[1, 4]",
         "trainer.max_epochs": 1,
         "environment.cache_dir": str(folder / "replies"),
     }

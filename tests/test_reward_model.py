@@ -155,6 +155,21 @@ def test_draws_have_the_covariance_of_the_posterior():
     assert float(share) == pytest.approx(0.159, abs=0.02)  # P(N(0, 1) > 1)
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("n_features", [0, 3])
+def test_draws_together_are_those_one_by_one(pairs, n_features):
+    torch.manual_seed(0)
+    model = RewardModel((2, 3, 2), n_features, pairs=pairs)
+    model.mean.copy_(torch.randn(len(model.mean)))
+    model.root.copy_(torch.randn_like(model.root).tril())
+    users, normals = torch.randn(6, n_features), torch.randn(40, len(model.mean))
+    together = model.best_by_draws(users, normals)
+    assert together.shape == (40, 6, 3)
+    for row, draw in zip(together, normals, strict=True):
+        assert torch.equal(row, model.best(users, draw.expand(6, -1)))
+    assert len(together.flatten(0, 1).unique(dim=0)) > 3
+
+
 @pytest.mark.parametrize("rewards", [[0.5] * 6, [0.5]], ids=["all equal", "a single one"])
 def test_rewards_that_tell_nothing_do_no_harm(rewards):
     n = len(rewards)

@@ -230,7 +230,7 @@ def test_a_configuration_that_writes_elsewhere_is_refused(pretend, capsys):
     assert "must have the callback ComparisonReport" in capsys.readouterr().err
 
 
-def test_a_value_that_fails_costs_no_other(here, base, runs, capsys):
+def test_a_value_that_fails_costs_no_other(here, base, runs, no_drawing, capsys):
     args = ["--config", "conf/sweeps/users.yaml", "--values", "[100000, 12]", *base, *CHEAP]
     with pytest.raises(SystemExit) as stop:
         sweep.main(args)
@@ -246,7 +246,7 @@ def test_a_value_that_fails_costs_no_other(here, base, runs, capsys):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_of_conf(here, base, name):
+def test_every_sweep_of_conf(here, base, no_drawing, name):
     """With all methods of the file at two values."""
     values = {"users": [4, 8], "candidates": [5, 20], "sentences": [1, 4]}[name]
     sweep.main(["--config", f"conf/sweeps/{name}.yaml", "--values", str(values), *base])

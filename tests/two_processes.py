@@ -36,6 +36,8 @@ def run_two(file: str, *arguments: str) -> list[str]:
     finally:
         for process in running:
             process.kill()
+            process.wait()
+            process.stdout.close()
     for process, text in zip(running, printed, strict=True):
         assert process.returncode == 0, text
     return printed

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill, shorten
+from textwrap import fill
 from typing import Any
 
+import polars as pl
 import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,14 +28,28 @@ DASHED: dict[str, Any] = {"color": "grey", "linestyle": "--"}
 BESIDE: dict[str, Any] = {"fontsize": "small", "bbox_to_anchor": (1.02, 1), "loc": "upper left"}
 """A legend to the right of the axes, for many lines."""
 
+ABOVE: dict[str, Any] = {
+    "fontsize": "small",
+    "bbox_to_anchor": (0, 1),
+    "loc": "lower left",
+    "ncols": 2,
+}
+"""A legend above the axes, for few."""
 
-def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns) -> Figure:
+NARROW = (4.8, 3.3)
+"""Size of a chart that can be read on a phone, in inches."""
+
+
+def user_distribution(
+    actions: Tensor, shown: Sequence[int], patterns: Patterns, n_candidates: int = 10
+) -> Figure:
     """Share of users at each option of each pattern (paper, Figures 11-14).
 
     Args:
         actions: Final actions, ``(B, P)``.
         shown: Final history length of each user.
         patterns: The options.
+        n_candidates: ``M``.
     """
     names = patterns.names
     figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
@@ -45,7 +60,8 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
             labels = [f"{n} items" for n in lengths.tolist()]
         else:
             counts = torch.bincount(actions[:, k], minlength=patterns.n_actions[k])
-            labels = [_label(patterns, name, n) if c else "" for n, c in enumerate(counts.tolist())]
+            words = [patterns.label(name, n, n_candidates) for n in range(len(counts))]
+            labels = [fill(w, 22) if c else "" for w, c in zip(words, counts.tolist(), strict=True)]
         axis.pie(
             counts.tolist(),
             labels=labels,
@@ -54,12 +70,6 @@ def user_distribution(actions: Tensor, shown: Sequence[int], patterns: Patterns)
         )
         axis.set_title(f"{name}: users by option")
     return figure
-
-
-def _label(patterns: Patterns, name: str, action: int) -> str:
-    """One option in words, shortened, in lines that fit beside a pie."""
-    words = patterns.describe(name, action) or f"no {name}"
-    return fill(shorten(words, 60, placeholder=" …"), 22)
 
 
 def methods(table: Mapping[str, Mapping[str, Interval]]) -> Figure:
@@ -87,16 +97,17 @@ def by_step(steps: Mapping[str, Sequence[Interval]], n_candidates: int = 10) -> 
         steps: Scores of the test users by policy, one per step.
         n_candidates: ``M``, for the score of chance.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=NARROW, layout="constrained")
     axis: Any = figure.subplots()
     for place, (name, values) in enumerate(steps.items()):
         # a small offset, so that the intervals of different policies do not overlap
         shift = 0.04 * (place - (len(steps) - 1) / 2)
         _with_bars(axis, [step + shift for step in range(1, len(values) + 1)], values, name)
     axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
-    axis.set(xlabel="step", ylabel="NDCG@10 of test users, 95 % interval")
+    axis.set(xlabel="step", ylabel="NDCG@10, 95 % interval")
+    axis.yaxis.get_major_locator().set_params(nbins=6)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(**BESIDE)
+    axis.legend(**ABOVE)
     return figure
 
 
@@ -131,7 +142,7 @@ def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: i
         positions: Displayed position of each target, from 1, ``(B,)``.
         n_candidates: ``M``.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=NARROW, layout="constrained")
     axis = figure.subplots()
     for place, (name, values) in enumerate(scores.items()):
         occupied = [k for k in range(1, n_candidates + 1) if bool((positions == k).any())]
@@ -141,7 +152,29 @@ def by_position(scores: Mapping[str, Tensor], positions: Tensor, n_candidates: i
     axis.set(
         xlabel="displayed position of the target", ylabel="NDCG@10, 95 % interval", ylim=(0, 1)
     )
-    axis.legend(**BESIDE)
+    axis.legend(**ABOVE)
+    return figure
+
+
+def rewards(log: pl.DataFrame, n_candidates: int = 10) -> Figure:
+    """Mean reward of every epoch against the number of rewards, with intervals over users.
+
+    Within an epoch the log is in no order of time.
+
+    Args:
+        log: Rewards, as :func:`rpp.rewards.read_rewards` gives them, without failed calls.
+        n_candidates: ``M``, for the score of chance.
+    """
+    figure = Figure(figsize=NARROW, layout="constrained")
+    axis: Any = figure.subplots()
+    epochs = log.partition_by("epoch", maintain_order=True)
+    sizes = torch.tensor([epoch.height for epoch in epochs])
+    by_user = [epoch.group_by("user").agg(pl.col("reward").mean())["reward"] for epoch in epochs]
+    means = [mean_interval(values.to_numpy()) for values in by_user]
+    _with_bars(axis, sizes.cumsum(0).tolist(), means, "training users")
+    axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
+    axis.set(xlabel="rewards so far", ylabel="reward of the epoch", xlim=(0, None))
+    axis.legend(**ABOVE)
     return figure
 
 

@@ -44,8 +44,38 @@ from rpp.yaml_files import read_yaml
 Result = TypeVar("Result")
 
 
+class Parser(LightningArgumentParser):
+    """Writes a configuration as it was read: it has been checked, and nested classes take long."""
+
+    def dump(self, *args: Any, skip_validation: bool = True, **options: Any) -> str:
+        """Give the text of a configuration."""
+        text: str = super().dump(*args, skip_validation=skip_validation, **options)
+        return text
+
+    def save(self, *args: Any, skip_validation: bool = True, **options: Any) -> None:
+        """Write it to a file."""
+        super().save(*args, skip_validation=skip_validation, **options)
+
+
 class CLI(LightningCLI):
     """LightningCLI with the reward environment as a key of its own and guarded checkpoints."""
+
+    def __init__(
+        self,
+        model: type[LightningModule],
+        data: type[LightningDataModule],
+        *,
+        args: ArgsType = None,
+        **options: Any,
+    ) -> None:
+        given = args if isinstance(args, list) else sys.argv[1:]
+        self._asked = next(iter(given), "")
+        super().__init__(model, data, args=args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for, or all: each has a parser that takes long to make."""
+        known = super().subcommands()
+        return {self._asked: known[self._asked]} if self._asked in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--name`` and the group ``environment``."""
@@ -188,6 +218,7 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_class=Parser,
         args=args,
         **settings,
     )
@@ -234,11 +265,11 @@ def _tell_of_names(names: Mapping[str, str]) -> None:
 
 def run(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; ``--help`` prints the options most runs use."""
-    if args is None:  # a sweep and tests keep their own streams
-        sys.argv = ["--help" if word == usage.ALL else word for word in sys.argv]
     if usage.asks_help(sys.argv[1:] if args is None else args):
         print(usage.SHORT)  # noqa: T201
         raise SystemExit(0)
+    if args is None:
+        sys.argv = ["--help" if word == usage.ALL else word for word in sys.argv]
     return reporting_mistakes(main, args)
 
 

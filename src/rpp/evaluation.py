@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from rpp.processes import gather, gather_rows
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.static import StaticPrompt
+from rpp.results.users import AskedUser
 from rpp.rollout import Environment, Step, uniforms
-from rpp.types import Episode, final_scoring
+from rpp.types import Episode, Ranking, final_scoring
 
 RANDOM_POLICY = "random policy"
 BEST_STATIC = "best static prompt"
@@ -151,6 +152,32 @@ def n_differing(own: Sequence[Step], others: Sequence[Step]) -> int:
     )
 
 
+def asked_users(
+    last: Step,
+    rankings: Sequence[Ranking],
+    prompts: Sequence[str],
+    probabilities: Sequence[Mapping[str, Sequence[float]]],
+) -> list[AskedUser]:
+    """What a policy's last step has asked, beside the answers to other prompts.
+
+    Args:
+        last: The policy's step.
+        rankings: Answers to the other prompts, of the same users.
+        prompts: Their texts.
+        probabilities: Of every option by pattern, of every user; empty where there are none.
+    """
+    return [
+        AskedUser(
+            episode.user, actions, prompt.n_history, prompt.sentences, prompt.text, ranking.order,
+            probs, other, answer.order,
+        )
+        for episode, actions, prompt, ranking, probs, other, answer in zip(
+            last.episodes, last.actions.tolist(), last.prompts, last.rankings, probabilities,
+            prompts, rankings, strict=True,
+        )
+    ]  # fmt: skip
+
+
 @dataclass
 class TestResults:
     """What a learner's test has measured, over the users of all processes.
@@ -162,6 +189,7 @@ class TestResults:
         positions: Position from 1 at which the target was displayed, ``(n_users,)``.
         replies: How the learner's last replies were read, by status.
         last_steps: The learner's last steps, of this process alone.
+        users: What every user was asked, by the learner and by the best static prompt.
         n_permuted: Users whose permuted prompt differs from their own.
     """
 
@@ -173,6 +201,7 @@ class TestResults:
     positions: Tensor = field(default_factory=lambda: torch.empty(0))
     replies: Counter[str] = field(default_factory=Counter)
     last_steps: list[Step] = field(default_factory=list)
+    users: list[AskedUser] = field(default_factory=list)
     n_permuted: int = 0
 
     @property
@@ -180,12 +209,18 @@ class TestResults:
         """Users tested so far."""
         return len(self.positions)
 
-    def add(self, rows: Mapping[str, Step], steps: Sequence[Step]) -> None:
+    def add(
+        self,
+        rows: Mapping[str, Step],
+        steps: Sequence[Step],
+        probabilities: Sequence[Mapping[str, Sequence[float]]],
+    ) -> None:
         """Score a batch: the only place, with :meth:`add_row`, that reads its targets.
 
         Args:
             rows: A step by row of the table.
             steps: All steps of the learner.
+            probabilities: Of every option in the last of them, by pattern, of every user.
         """
         last = steps[-1]
         self.last_steps.append(last)
@@ -201,6 +236,11 @@ class TestResults:
         self.positions = torch.cat([self.positions, gather_rows(shown)])
         for replies in gather(Counter(ranking.status for ranking in last.rankings)):
             self.replies.update(replies)
+        static = rows[BEST_STATIC]
+        prompts = [prompt.text for prompt in static.prompts]
+        asked = asked_users(last, static.rankings, prompts, probabilities)
+        for part in gather([asdict(each) for each in asked]):
+            self.users += [AskedUser(**each) for each in part]
 
     def add_row(self, name: str, step: Step) -> None:
         """Score one row of a batch."""

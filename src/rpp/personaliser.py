@@ -92,6 +92,8 @@ class Personaliser:
     ) -> Personaliser:
         """Load a policy from its checkpoint alone.
 
+        Recommenders that its prompts name are fitted; what takes long is kept beside it.
+
         The checkpoint names the classes of learner and language model, which are imported: load
         none from a source you do not trust.
 
@@ -103,12 +105,14 @@ class Personaliser:
         Raises:
             InputError: If there is no such checkpoint, or something it needs is missing.
         """
-        checkpoint = find_checkpoint(Path(path))
+        path = Path(path)
+        checkpoint, folder = find_checkpoint(path), path if path.is_dir() else path.parent
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         place = torch.device(device)
         learner, directory = restore_learner(checkpoint, place)
-        return cls(learner, directory, restore_environment(checkpoint, learner, environment, place))
+        made = restore_environment(checkpoint, learner, environment, place, folder)
+        return cls(learner, directory, made)
 
     def __enter__(self) -> Self:
         """Use it as a context, which closes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rpp.callbacks.environment import SETTINGS, RewardEnvironment
 from rpp.data.directory import Directory
 from rpp.learners import checkpoint as checkpoints
 from rpp.learners.base import PromptLearner
-from rpp.learners.portable import unpack
+from rpp.learners.portable import recall_evidence, unpack
 from rpp.rollout import Environment
 from rpp.runs import BEST, read_checkpoint
 from rpp.types import InputError
@@ -50,11 +51,6 @@ def restore_learner(
         carried.learner,
         PromptLearner,  # type: ignore[type-abstract]  # a subclass of it is made
     )
-    if learner.patterns.needs_evidence:
-        raise InputError(
-            "this policy's prompts name what recommenders say, and a checkpoint holds no"
-            " recommenders: use predict with the configuration and data of its fit"
-        )
     learner.build_for(carried.vectors, carried.summary, device)
     checkpoints.check_provenance(provenance, learner.provenance)
     checkpoints.check_shapes(checkpoint["state_dict"], learner.state_dict())
@@ -67,19 +63,26 @@ def restore_environment(
     learner: PromptLearner[Any],
     given: RewardEnvironment | None,
     device: torch.device,
+    folder: Path,
 ) -> Environment:
-    """The environment of a policy.
+    """The environment of a policy, with its recommenders as they were at the fit.
 
     Args:
         checkpoint: The policy's.
         learner: The policy.
         given: Language model and decoding; by default those of the fit.
         device: Where a model in this process works.
+        folder: Where what recommenders learn is kept, if it can be written to.
 
     Raises:
-        InputError: If none is given and the checkpoint has none.
+        InputError: If none is given and the checkpoint has none, or if it does not hold what the
+            recommenders are fitted to.
     """
+    evidence = recall_evidence(checkpoint, learner.patterns, folder)
+    if evidence is not None:
+        evidence.fit()
     environment = (given or _settings(checkpoint)).make(learner.patterns, device)
+    environment = replace(environment, evidence=evidence)
     trained_in = checkpoint.get(checkpoints.ENVIRONMENT, {})
     refiner = environment.refiner
     if refiner is not None and trained_in.get("refiner") == refiner.fingerprint:

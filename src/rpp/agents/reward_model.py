@@ -163,16 +163,30 @@ class RewardModel(nn.Module):
         whole = whole + effects[:, -self.sizes["pairs"] :] @ self.pairs_of_prompts.T
         return self.prompts[whole.argmax(dim=1)]
 
+    def best_by_draws(self, features: Tensor, normals: Tensor) -> Tensor:
+        """The best prompt of every user by each of some draws from the posterior, ``(n, B, P)``.
+
+        Args:
+            features: ``(B, Q)``.
+            normals: Standard normal numbers ``(n, F)``; users share a draw.
+        """
+        if self.pairs:  # whole prompts are compared, and there may be many
+            return torch.stack([self.best(features, z.expand(len(features), -1)) for z in normals])
+        effects = self.mean + normals.to(self.mean) @ self.root.T
+        values = self._values(effects[:, None], features)
+        chosen = torch.stack([each.argmax(dim=-1) for each in values], dim=-1)
+        return chosen.expand(-1, len(features), -1)
+
     def _values(self, effects: Tensor, features: Tensor) -> list[Tensor]:
-        """What every option adds, ``(B, A_k)`` by pattern; effects are ``(B, F)``."""
-        parts = effects.split(list(self.sizes.values()), dim=1)
+        """What every option adds, ``(..., B, A_k)`` by pattern; effects are ``(..., B, F)``."""
+        parts = effects.split(list(self.sizes.values()), dim=-1)
         values = list(parts[: len(self.n_actions)])
         if not self.n_features:
             return values
         scaled = features.to(effects) / self.n_features**0.5
         personal = parts[len(values) : 2 * len(values)]
         return [
-            common + (each.unflatten(1, (n, -1)) * scaled[:, None]).sum(dim=-1)
+            common + (each.unflatten(-1, (n, -1)) * scaled[:, None]).sum(dim=-1)
             for common, each, n in zip(values, personal, self.n_actions, strict=True)
         ]
 

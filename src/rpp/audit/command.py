@@ -12,11 +12,13 @@ from data_prep.prepare import prepare
 from rpp import cli
 from rpp.audit.module import Audit, Plan
 from rpp.audit.report import publish
+from rpp.baselines.evidence import RecommenderEvidence, read_fitting_data
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.learners.client import RankerClient
-from rpp.types import Episode, InputError, LanguageModelStop
+from rpp.types import InputError, LanguageModelStop
 
 
 class AuditCLI(cli.CLI):
@@ -54,17 +56,17 @@ def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
         raise InputError(
             "an audit needs a learner's configuration: give that of a fit, such as conf/rpp.yaml"
         )
-    if model.patterns.needs_evidence:
-        raise InputError(
-            "an audit cannot ask recommenders: take a patterns file without evidence and without"
-            " similar interactions"
-        )
     plan: Plan = config.audit
-    audit = Audit(model.patterns, plan.users(_episodes(data, plan)), plan.n_prompts, plan.seed)
-    profiles = (user[0].profile for user in audit.users)
+    prepared = _prepared(data, plan)
+    users = plan.users(load_episodes(prepared, "train"))
+    audit = Audit(model.patterns, users, plan.n_prompts, plan.seed)
+    profiles = (user[0].profile for user in users)
     model.patterns.check_profiles(profiles, data.settings.name)
     trainer.loggers = []  # nothing is learnt, so nothing is logged
-    folder, notes = Path("results", config.name), _notes(audit, data, trainer)
+    environment = next(each for each in trainer.callbacks if isinstance(each, RewardEnvironment))
+    if model.patterns.needs_evidence:
+        audit.evidence = evidence_for(audit, prepared, data.lightgcn, environment.seed)
+    folder, notes = Path("results", config.name), _notes(audit, data, environment)
     try:
         trainer.test(audit, verbose=False)
     except LanguageModelStop:
@@ -73,22 +75,40 @@ def run(model: Any, data: Any, trainer: Any, config: Any) -> None:
     publish(audit, folder, notes)
 
 
-def _episodes(data: EpisodeDataModule, plan: Plan) -> list[Episode]:
-    """Training users with several targets.
+def _prepared(data: EpisodeDataModule, plan: Plan) -> Path:
+    """The folder of training users with several targets.
 
-    They are prepared in a folder of their own if the configuration has fewer targets: that of the
-    fit stays as it is.
+    It is one of its own if the configuration has fewer targets: that of the fit stays as it is.
     """
     settings = replace(data.settings, n_targets=max(data.settings.n_targets, plan.n_targets))
     own = data.folder.parent / "audit" / data.folder.name
     folder = data.folder if settings == data.settings else own
     prepare(settings, folder)
-    return load_episodes(folder, "train")
+    return folder
 
 
-def _notes(audit: Audit, data: EpisodeDataModule, trainer: Any) -> list[str]:
+def evidence_for(
+    audit: Audit, folder: Path, lightgcn: LightGCNSettings, seed: int
+) -> RecommenderEvidence:
+    """Recommenders that have been fitted to none of the targets asked for.
+
+    Args:
+        audit: Has patterns and users.
+        folder: The users' prepared folder.
+        lightgcn: How collaborative vectors are trained, where they are needed.
+        seed: Of the order among equal scores.
+
+    Raises:
+        TargetAccessError: If one of them has.
+    """
+    data = replace(read_fitting_data(folder), lightgcn=lightgcn)
+    evidence = RecommenderEvidence(audit.patterns.evidence, data, seed)
+    evidence.check([episode for user in audit.users for episode in user])
+    return evidence
+
+
+def _notes(audit: Audit, data: EpisodeDataModule, environment: RewardEnvironment) -> list[str]:
     """A warning of users whom an adapter has learnt from."""
-    environment = next(each for each in trainer.callbacks if isinstance(each, RewardEnvironment))
     users = [user[0].user_id for user in audit.users]
     n_learnt = environment.n_learnt_from(data.settings.name, users)
     if not n_learnt:

@@ -42,7 +42,8 @@ def publish(audit: Audit, folder: Path, notes: Sequence[str]) -> None:
         f"Audit: {found.n_users} training users, {found.n_targets} targets each,"
         f" {found.n_prompts} prompts each, {found.n_rewards:,} rewards; 95 % intervals"
     )
-    words = [*in_words(found, best_prompt(found, audit.patterns)), *notes]
+    n_candidates = len(audit.users[0][0].candidates)
+    words = [*in_words(found, best_prompt(found, audit.patterns, n_candidates)), *notes]
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -55,7 +56,8 @@ def publish(audit: Audit, folder: Path, notes: Sequence[str]) -> None:
     text = markdown(title, HEADER, lines(found), words)
     picture = "\n![Effects of options; standard deviations](audit.png)\n"
     (folder / "audit.md").write_text(text + picture, encoding="utf-8")
-    draw(found, audit.patterns).savefig(folder / "audit.png", dpi=110, bbox_inches="tight")
+    figure = draw(found, audit.patterns, n_candidates)
+    figure.savefig(folder / "audit.png", dpi=110, bbox_inches="tight")
     _print(title, found, [*words, f"Written to {folder}/audit.{{json,md,png}}"])
 
 
@@ -83,19 +85,17 @@ def lines(found: Findings) -> list[list[str]]:
     ]
 
 
-def best_prompt(found: Findings, patterns: Patterns) -> str:
-    """The options with the largest main effects, in short."""
+def best_prompt(found: Findings, patterns: Patterns, n_candidates: int = 10) -> str:
+    """The options with the largest main effects, in short; of lists of ``n_candidates``."""
     best = {name: _best(each.effects) for name, each in found.patterns.items()}
-    return ", ".join(_label(patterns, name, action) for name, action in best.items())
+    return "; ".join(
+        f"{name} {action + 1} ({patterns.label(name, action, n_candidates, 40)})"
+        for name, action in best.items()
+    )
 
 
 def _best(effects: Sequence[Interval]) -> int:
     return max(range(len(effects)), key=lambda k: effects[k].mean)
-
-
-def _label(patterns: Patterns, name: str, action: int) -> str:
-    short = name in ("history", "profile")
-    return patterns.describe(name, action) if short else f"{name} {action + 1}"
 
 
 def in_words(found: Findings, best: str) -> list[str]:
@@ -158,15 +158,24 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, tuple) else value
 
 
-def draw(found: Findings, patterns: Patterns) -> Figure:
-    """Effects of the options by pattern, then the standard deviations."""
+def draw(found: Findings, patterns: Patterns, n_candidates: int = 10) -> Figure:
+    """Effects of the options by pattern, then the standard deviations.
+
+    Args:
+        found: The figures.
+        patterns: The options.
+        n_candidates: ``M``.
+    """
     n = len(found.patterns)
-    figure = Figure(figsize=(3 * n + 4, 3.6), layout="constrained")
+    figure = Figure(figsize=(3 * n + 4, 4.8), layout="constrained")
     *by_pattern, last = figure.subplots(1, n + 1, width_ratios=[3] * n + [4])
     farthest = max(abs(end) for each in found.patterns.values() for v in each.effects for end in v)
     reach = 1.1 * farthest or 1.0
     for axis, (name, each) in zip(by_pattern, found.patterns.items(), strict=True):
-        labels = [_label(patterns, name, action) for action in range(len(each.effects))]
+        labels = [
+            f"{action + 1} {patterns.label(name, action, n_candidates, 32)}"
+            for action in range(len(each.effects))
+        ]
         _bars(axis, range(len(labels)), each.effects)
         axis.axhline(0, color="grey", linestyle="--")
         axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize="small")

@@ -25,6 +25,8 @@ from data_prep.tables import load_summary
 from rpp.data.artifacts import load_or_make
 from rpp.data.episodes import load_episodes
 from rpp.data.interactions import load_titles, load_training_pairs, load_users
+from rpp.data.lightgcn import LightGCNSettings
+from rpp.data.vectors import CollaborativeVectors
 from rpp.metrics import ndcg, target_ranks
 from rpp.types import Episode, InputError, Ranking, arbitrary_order
 
@@ -43,7 +45,7 @@ class TrainingData:
     """Training and validation data of a recommender.
 
     Attributes:
-        folder: The prepared folder.
+        folder: The prepared folder, or that of a checkpoint which carries these data.
         users: User of each training interaction, ascending; shape ``(n_interactions,)``.
         items: Item of each, a user's oldest first; shape ``(n_interactions,)``.
         n_users: Number of users, with or without training interactions.
@@ -53,6 +55,11 @@ class TrainingData:
         name: Name of the data set; empty for data of the user's own.
         artifacts: Subfolder of the prepared folder for what is learnt.
         left_out: Users without training interactions here, though the folder has some.
+        vectors: Collaborative vectors of these data; by default they are in the folder, or are
+            trained for it.
+        lightgcn: How; by default as those that are in the folder.
+        keeps: Whether what is learnt is written to the folder. If not, it is read where it is
+            there, and learnt anew where it is not.
     """
 
     folder: Path
@@ -65,6 +72,9 @@ class TrainingData:
     name: str = ""
     artifacts: str = ARTIFACTS_FOLDER
     left_out: frozenset[int] = frozenset()
+    vectors: CollaborativeVectors | None = None
+    lightgcn: LightGCNSettings | None = None
+    keeps: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
@@ -145,6 +155,9 @@ class TrainingData:
         """
         metadata = {"data": self.fingerprint, "settings": repr(sorted(settings.items()))}
         folder = self.folder / self.artifacts
+        path = folder / f"{name}.safetensors"
+        if not (self.keeps or path.is_file()):
+            return load(make())
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
@@ -152,13 +165,14 @@ class TrainingData:
                 f"{self.folder} cannot be written to, so {name} cannot be saved: copy the folder to"
                 " a place that can"
             ) from error
-        return load_or_make(folder / f"{name}.safetensors", metadata, load, make)
+        return load_or_make(path, metadata, load, make)
 
 
 class Recommender(ABC):
     """A method of the comparison; subclass it with a ``name`` and :meth:`learn`.
 
-    Scores depend neither on the order of the candidates nor on the other users.
+    Scores depend neither on the order of the candidates nor on the other users. One that prompts
+    are to name learns from the fields of its data alone: at request time the folder has no tables.
     """
 
     name: str

@@ -9,12 +9,17 @@ No leak, by construction:
 - A recommender is asked about :func:`blinded` episodes: the order displayed is not in them, and
   reading a target raises.
 - Ties are broken by neither display nor target, see :func:`rpp.baselines.base.rank`.
+
+At request time there is no target, and a candidate may be an item that the user has had before. It
+is scored like any other: a recommender that counts an item as its own neighbour (item-kNN) ranks it
+first, one that does not (EASE) need not. Whoever asks decides whether to offer it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import ChainMap
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -32,7 +37,7 @@ from rpp.baselines.factorisation import collaborative_vectors
 from rpp.data.episodes import draw_negatives, load_episodes
 from rpp.data.interactions import load_pairs, load_titles
 from rpp.prompts.evidence import EvidencePattern, EvidenceSource, Order
-from rpp.types import SPLITS, Episode, InputError, Item, Request, TargetAccessError
+from rpp.types import SPLITS, UNKNOWN, Episode, InputError, Item, Request, TargetAccessError
 
 N_SPARE = 300
 """Users on whom settings of recommenders are chosen, at most."""
@@ -40,20 +45,27 @@ N_SPARE = 300
 MAX_KEPT = 100_000
 """Orders kept in memory for each source."""
 
-Key = tuple[int, str, tuple[int, ...], frozenset[int]]
-"""What an order depends on besides the source: user, history, set of candidates."""
+LEAST = -1.0
+"""The smallest cosine."""
+
+Key = bytes
+"""Hash of what an order depends on besides the source: user, history, set of candidates."""
 
 
 class RecommenderEvidence:
     """Orders of the candidates by the recommenders of a patterns file, each computed once.
 
-    A recommender is fitted when it is first asked; what takes long is cached in the prepared
-    folder. It knows users by their history, so it can be asked about users it has never seen.
+    A recommender is fitted when it is first asked; what takes long is cached in the folder of the
+    data. It knows users by their history, so it can be asked about users it has never seen.
 
     Args:
         pattern: The sources; ``None``: there are only similarities to be told.
         data: What the recommenders learn from, see :func:`read_fitting_data`.
         seed: Of the order among equal scores.
+
+    Attributes:
+        fingerprint: Identifies recommenders, their arguments, data, and the seed of ties.
+        named: The sources that an option names.
 
     Raises:
         InputError: If a source is no recommender, or its arguments are wrong.
@@ -62,23 +74,34 @@ class RecommenderEvidence:
     def __init__(self, pattern: EvidencePattern | None, data: TrainingData, seed: int = 0) -> None:
         self.data = data
         self.seed = seed
-        sources = {} if pattern is None else pattern.sources
+        sources, options = (pattern.sources, pattern.options) if pattern else ({}, ())
+        self.named = {source for option in options for source in option}
         self.recommenders = {name: make_recommender(each) for name, each in sources.items()}
         self._fitted: set[str] = set()
         self._kept: dict[str, dict[Key, Order]] = {name: {} for name in self.recommenders}
+        # now: a recommender may keep in itself what it has learnt
+        made = {name: identity(each) for name, each in self.recommenders.items()}
+        self.fingerprint = digest([made, data.fingerprint, seed])
 
     @classmethod
     def read(
-        cls, pattern: EvidencePattern | None, folder: Path, seed: int = 0
+        cls,
+        pattern: EvidencePattern | None,
+        folder: Path,
+        seed: int = 0,
+        episodes: Sequence[Episode] = (),
     ) -> RecommenderEvidence:
-        """Evidence from the training interactions of a prepared folder."""
-        return cls(pattern, read_fitting_data(folder), seed)
+        """Evidence from the training interactions of a prepared folder.
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identifies recommenders, their arguments, data, and the seed of ties."""
-        sources = {name: identity(each) for name, each in self.recommenders.items()}
-        return digest([sources, self.data.fingerprint, self.seed])
+        Args:
+            pattern: The sources.
+            folder: The folder.
+            seed: Of the order among equal scores.
+            episodes: Whom it will be asked about, see :meth:`check`.
+        """
+        evidence = cls(pattern, read_fitting_data(folder), seed)
+        evidence.check(episodes)
+        return evidence
 
     def orders(self, source: str, episodes: Sequence[Request]) -> list[Order]:
         """Order of every user's candidates by a source.
@@ -88,13 +111,16 @@ class RecommenderEvidence:
             episodes: ``B`` users; neither their targets nor the displayed order are looked at.
 
         Returns:
-            Positions in each user's ``candidates``, best first.
+            Positions in each user's ``candidates``, best first. Items that the data do not know
+            are not among them; none is, for a user without any known past item.
         """
         kept = self._kept[source]
-        keys = [_key(episode) for episode in episodes]
-        new = {key: blinded(e) for key, e in zip(keys, episodes, strict=True) if key not in kept}
-        found = self._rank(source, new)
-        orders = [kept.get(key) or found[key] for key in keys]
+        asked = [blinded(episode) for episode in episodes]
+        keys = [None if each is None else _key(each) for each in asked]
+        users = {key: each for key, each in zip(keys, asked, strict=True) if key and each}
+        found = self._rank(source, {key: each for key, each in users.items() if key not in kept})
+        known = ChainMap(found, kept)
+        orders = [known[key] if key else () for key in keys]
         if len(kept) + len(found) <= MAX_KEPT:
             kept |= found
         return [_positions(e, order) for e, order in zip(episodes, orders, strict=True)]
@@ -119,13 +145,23 @@ class RecommenderEvidence:
             self._fitted.add(source)
         return recommender
 
+    def fit(self) -> None:
+        """Fit the recommenders that an option names now, so that nobody who asks has to wait."""
+        for source in sorted(self.named):
+            self._recommender(source)
+
     def similarities(self, episode: Request) -> list[float]:
-        """Highest cosine of every past item to a candidate, by their collaborative vectors."""
-        past, shown = (
-            self._directions[[item.index for item in items]]
-            for items in (episode.history, episode.candidates)
-        )
-        return (past @ shown.T).amax(dim=1).tolist()
+        """Highest cosine of every past item to a candidate, by their collaborative vectors.
+
+        An item that the data do not know has none: as a past item it is the least similar.
+        """
+        past = [item.index for item in episode.history]
+        shown = _known(episode.candidates)
+        if not shown:
+            return [LEAST] * len(past)
+        vectors = self._directions
+        cosines = (vectors[past] @ vectors[[item.index for item in shown]].T).amax(dim=1).tolist()
+        return [LEAST if k == UNKNOWN else each for k, each in zip(past, cosines, strict=True)]
 
     @cached_property
     def _directions(self) -> Tensor:
@@ -158,12 +194,18 @@ class RecommenderEvidence:
         return frozenset(self.data.items[first:last].tolist())
 
 
-def blinded(request: Request) -> Episode:
-    """An episode without displayed order and target; reading :attr:`Episode.target` raises."""
+def blinded(request: Request) -> Episode | None:
+    """An episode without displayed order and target; reading :attr:`Episode.target` raises.
+
+    Items that the data do not know are left out; ``None`` if no past item or no candidate is left.
+    """
+    history, candidates = _known(request.history), _known(request.candidates)
+    if not (history and candidates):
+        return None
     return Episode(
         user=request.user,
-        history=request.history,
-        candidates=tuple(sorted(request.candidates, key=lambda item: item.index)),
+        history=history,
+        candidates=tuple(sorted(candidates, key=lambda item: item.index)),
         withheld=0,
         split="test",
         user_id=request.user_id,
@@ -248,10 +290,14 @@ def spare_episodes(
     return episodes
 
 
-def _key(episode: Request) -> Key:
-    history = tuple(item.index for item in episode.history)
-    candidates = frozenset(item.index for item in episode.candidates)
-    return episode.user, episode.user_id, history, candidates
+def _known(items: Sequence[Item]) -> tuple[Item, ...]:
+    return tuple(item for item in items if item.index != UNKNOWN)
+
+
+def _key(episode: Episode) -> Key:
+    items = ([item.index for item in each] for each in (episode.history, episode.candidates))
+    content = repr([episode.user, episode.user_id, *items])
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def _positions(episode: Request, order: Order) -> Order:

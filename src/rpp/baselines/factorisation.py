@@ -155,12 +155,14 @@ def collaborative_vectors(
     """LightGCN's vectors: those of the prepared folder, or of a part of its users.
 
     Args:
-        data: The interactions.
-        settings: How they are trained; by default as those of the prepared folder.
+        data: The interactions, perhaps with their vectors.
+        settings: How they are trained; by default as those of the data.
     """
-    if not data.left_out:
-        return load_or_train(data.folder, settings)
-    settings = settings or LightGCNSettings()
+    if data.vectors is not None and settings is None:
+        return data.vectors
+    if data.vectors is None and not data.left_out:
+        return load_or_train(data.folder, settings or data.lightgcn)
+    settings = settings or data.lightgcn or LightGCNSettings()
 
     def make() -> Mapping[str, Tensor]:
         vectors = train_lightgcn(data.users, data.items, data.n_users, data.n_items, settings)

@@ -23,7 +23,6 @@ from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import n_learnt_from
 from rpp.processes import ask_together, gather
 from rpp.prompts.compose import Layout
-from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.patterns import Patterns
 from rpp.prompts.refine import Refiner
 from rpp.ranker import Counters, Decoding, Ranker
@@ -118,7 +117,10 @@ class RewardEnvironment(RecordsArguments, Callback):
             self._warn_of_learnt_users(trainer)
         pl_module.ranker = self.ranker
         if pl_module.evidence is None and pl_module.patterns.needs_evidence:
-            pl_module.evidence = self._make_evidence(pl_module.data, pl_module.patterns.evidence)
+            users = [e for split in SPLITS for e in pl_module.data.episodes(split)]
+            pl_module.evidence = RecommenderEvidence.read(
+                pl_module.patterns.evidence, pl_module.data.folder, self.seed, users
+            )
         if self.refiner is not None:
             pl_module.refiner = self._make_refiner(pl_module.patterns, self.ranker)
 
@@ -167,15 +169,6 @@ class RewardEnvironment(RecordsArguments, Callback):
             cache=ReplyCache(folder, self.cache_gb),
             max_calls=self._own_calls(rank, n_processes),
         )
-
-    def _make_evidence(
-        self, data: EpisodeDataModule, pattern: EvidencePattern | None
-    ) -> RecommenderEvidence:
-        """The recommenders of the patterns, none of them fitted on a target."""
-        evidence = RecommenderEvidence.read(pattern, data.folder, self.seed)
-        for split in SPLITS:
-            evidence.check(data.episodes(split))
-        return evidence
 
     def _warn_of_learnt_users(self, trainer: Trainer) -> None:
         """Warn if an adapter was tuned on validation or test users."""

@@ -66,7 +66,9 @@ class PromptLog(Callback):
         board = _tensorboard(trainer)
         if board is None:
             return
-        figure = charts.user_distribution(actions, shown, pl_module.patterns)
+        figure = charts.user_distribution(
+            actions, shown, pl_module.patterns, pl_module.n_candidates
+        )
         board.add_figure("test/users_by_option", figure, trainer.current_epoch)
 
 

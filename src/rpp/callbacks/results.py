@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rpp import charts
 from rpp.callbacks.environment import all_counters, priced
+from rpp.callbacks.report import report_of
 from rpp.evaluation import BEST_STATIC, PERMUTED, PERMUTED_NOTE, RANDOM_POLICY
 from rpp.learners.base import PromptLearner
 from rpp.metrics import (
@@ -36,10 +37,10 @@ from rpp.types import LanguageModelStop
 
 
 class ResultsTable(Callback):
-    """Prints the test table and writes it with notes and charts.
+    """Prints the test table and writes it with notes, charts and a report.
 
     Args:
-        folder: Folder of ``results.{csv,json,md,html}`` and the charts.
+        folder: Folder of ``report.html``, ``results.{csv,json,md}`` and the charts.
     """
 
     def __init__(self, folder: str = "results") -> None:
@@ -71,29 +72,47 @@ class ResultsTable(Callback):
         counters = all_counters(pl_module.environment.ranker)
         if trainer.is_global_zero:
             results = _results(pl_module, counters)
-            audited = audit_note(self.folder, pl_module)
-            publish(replace(results, notes=[*results.notes, *audited]), self.folder, "results")
+            audited = audit_notes(self.folder, pl_module)
+            results = replace(results, notes=[*results.notes, *audited[:1]])
+            publish(
+                results,
+                self.folder,
+                "results",
+                lambda: report_of(
+                    pl_module, trainer, counters, results.rows[0], results.figures, audited
+                ),
+            )
 
 
-def audit_note(folder: Path, learner: PromptLearner[Any]) -> list[str]:
-    """How much of what prompts change lasts, if an audit of these patterns and model has told."""
+def audit_notes(folder: Path, learner: PromptLearner[Any]) -> list[str]:
+    """How much of what prompts change lasts, if an audit of these patterns and model has told.
+
+    Its own sentences follow the first one.
+    """
     path = folder / "audit.json"
     if not path.is_file():
         return []
     try:
         audit = json.loads(path.read_text(encoding="utf-8"))
-        asked = audit["patterns_fingerprint"], audit["environment"]
+        asked = audit["patterns_fingerprint"], _asked_of(audit["environment"])
         share = Interval(**audit["lasting_share"])
-    except (ValueError, KeyError, TypeError, OSError):  # no reason to lose the table
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        # no reason to lose the table
         return [f"{path} is damaged: run the audit again, or remove it."]
-    if asked != (learner.patterns.fingerprint, learner.environment_metadata):
+    if asked != (learner.patterns.fingerprint, _asked_of(learner.environment_metadata)):
         return []
     return [
         f"Audit of {audit['date'][:10]}: of what prompts change for one user on one target,"
         f" {share.mean:.0%} [{share.low:.0%}, {share.high:.0%}] of the variance lasts to other"
         f" targets; a personal prompt gains at most {audit['personal']['mean']:+.3f} over the best"
-        " common one."
+        " common one.",
+        *map(str, audit.get("notes", ())),
     ]
+
+
+def _asked_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What answered; recommenders of an audit know fewer interactions, for it has more targets."""
+    return {name: each for name, each in environment.items() if name != "evidence"}
 
 
 def _results(learner: PromptLearner[Any], counters: Counters) -> Results:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rpp import charts
+from rpp.callbacks.report import (
+    POSITIONS,
+    STEPS,
+    chosen_options,
+    facts_of_cost,
+    facts_of_data,
+    facts_of_ranker,
+)
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.chance import CHECKED
-from rpp.comparison.comparison import Comparison
+from rpp.comparison.comparison import Comparison, Result
 from rpp.comparison.published import PAPER, PUBLISHED
+from rpp.evaluation import asked_users
 from rpp.metrics import CHANCE, METRICS, Interval, chance, chance_row, mean_interval
 from rpp.results.publish import Results, publish
+from rpp.results.report import Chart, Report
 from rpp.results.rows import Row, make_row
+from rpp.results.users import examples
 from rpp.types import InputError, TargetAccessError, final_scoring
 
 ORACLE = " (oracle)"
@@ -31,8 +44,8 @@ class ComparisonReport(Callback):
     """Prints the table and writes it with all that explains it.
 
     Args:
-        folder: Where ``comparison.{csv,json,md,html}`` and the charts go; those of a run that was
-            stopped go to ``unfinished`` in it.
+        folder: Where ``report.html``, ``comparison.{csv,json,md}`` and the charts go; those of a
+            run that was stopped go to ``unfinished`` in it.
     """
 
     def __init__(self, folder: str = "results/comparison") -> None:
@@ -57,7 +70,8 @@ class ComparisonReport(Callback):
     def _report(self, comparison: LightningModule, folder: Path) -> None:
         if not isinstance(comparison, Comparison) or not comparison.results:
             return
-        publish(results(comparison), folder, "comparison")
+        found = results(comparison)
+        publish(found, folder, "comparison", lambda: report_of(comparison, found))
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # the whole takes a part's place
 
 
@@ -151,8 +165,7 @@ def _figures(
     n_candidates = len(comparison.users[0].candidates)
     scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in rows}
     scores[CHANCE] = chance_row(n_candidates)
-    methods = [result.method for result in comparison.results]
-    players = [each for each in methods if isinstance(each, PromptMethod) and each.played]
+    players = _players(comparison)
     shown = {"copies_the_list", comparison.reference, *(each.name for each in players[:1])}
     by_position = {
         name: METRICS["ndcg@10"](values)
@@ -174,5 +187,59 @@ def _figures(
     figures["steps"] = charts.by_step(by_step, n_candidates)
     last, patterns = players[0].played[-1], players[0].played_patterns or comparison.patterns
     n_shown = [prompt.n_history for prompt in last.prompts]
-    figures["users_by_option"] = charts.user_distribution(last.actions, n_shown, patterns)
+    figures["users_by_option"] = charts.user_distribution(
+        last.actions, n_shown, patterns, n_candidates
+    )
     return figures
+
+
+def _players(comparison: Comparison) -> list[PromptMethod]:
+    """Methods that play episodes."""
+    methods = [result.method for result in comparison.results]
+    return [each for each in methods if isinstance(each, PromptMethod) and each.played]
+
+
+def report_of(comparison: Comparison, found: Results) -> Report:
+    """What the report tells besides the table; options and users are those of the first policy.
+
+    Args:
+        comparison: After its test.
+        found: The table.
+    """
+    facts = {
+        **facts_of_data(comparison.data, len(comparison.users)),
+        **facts_of_ranker(comparison.task.ranker),
+        "methods": f"{len(comparison.results)}, compared with {comparison.reference}",
+        "seed": str(comparison.seed),
+        **facts_of_cost(comparison.task.ranker.counters),
+    }
+    shown = {
+        "steps": ("NDCG@10 by step", STEPS),
+        "positions": ("NDCG@10 by position", POSITIONS),
+    }
+    drawn = {
+        name: Chart(*words, found.figures[name])
+        for name, words in shown.items()
+        if name in found.figures
+    }
+    players = _players(comparison)
+    results = {result.method.name: result for result in comparison.results}
+    reference = results.get(comparison.reference)
+    report = Report(len(comparison.users), facts, charts=drawn)
+    if not players or reference is None or players[0].name == comparison.reference:
+        return report
+    subject = next(row for row in found.rows if row.name == players[0].name)
+    return replace(report, subject=subject, **_of_users(comparison, players[0], reference))
+
+
+def _of_users(comparison: Comparison, policy: PromptMethod, reference: Result) -> dict[str, Any]:
+    """Chosen options and examples."""
+    last, patterns = policy.played[-1], policy.played_patterns or comparison.patterns
+    n_users, n_candidates = len(comparison.users), len(comparison.users[0].candidates)
+    asked = asked_users(last, reference.rankings, [""] * n_users, [{}] * n_users)
+    groups, shares = chosen_options(asked, comparison.data, patterns, n_candidates)
+    return {
+        "groups": groups,
+        "shares": shares,
+        "examples": examples(asked, comparison.users, patterns, comparison.seed),
+    }

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from data_prep.tables import load_summary
 from rpp.data.directory import Directory, load_directory
 from rpp.data.episodes import load_episodes
-from rpp.data.interactions import load_titles
+from rpp.data.interactions import load_titles, load_training_pairs
 from rpp.data.lightgcn import LightGCNSettings
 from rpp.data.pretrained import load_or_train
 from rpp.data.shares import SharedBatches
@@ -110,6 +111,12 @@ class EpisodeDataModule(LightningDataModule):
     def directory(self) -> Directory:
         """Ids and titles of items and users."""
         return load_directory(self.folder)
+
+    @cached_property
+    def popularity(self) -> NDArray[np.int64]:
+        """Training interactions of every item."""
+        _, items = load_training_pairs(self.folder)
+        return np.bincount(items, minlength=len(self.catalogue))
 
     def episodes(self, split: Split) -> list[Episode]:
         """All episodes of one user set."""

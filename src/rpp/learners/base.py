@@ -168,7 +168,9 @@ class PromptLearner(PromptPolicy[C]):
     def test_step(self, batch: list[Episode], batch_idx: int) -> None:
         """Play the policy greedily and sampled, a random one, and the best static prompt."""
         environment, n_steps = self.environment, int(self.inference_steps)
-        steps = self.play(batch, self.greedy)
+        with torch.no_grad():
+            played = [*self.rollout(batch, self.greedy, n_steps)]
+        steps = [transition.step for transition in played]
         first = {f"{self.title}, first step": steps[0]} if self.n_steps > 1 else {}
         rows = {
             self.title: steps[-1],
@@ -179,7 +181,7 @@ class PromptLearner(PromptPolicy[C]):
             ),
             evaluation.BEST_STATIC: environment.step_static(batch, [self.static]),
         }
-        self.test_results.add(rows, steps)
+        self.test_results.add(rows, steps, self.option_probabilities(played[-1]))
 
     def on_test_epoch_end(self) -> None:
         """Permute the prompts across users, if there are several."""

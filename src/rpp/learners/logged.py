@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal
 
@@ -171,11 +172,8 @@ class RewardModelLearner(PromptLearner[Choice]):
     def probabilities(self, state: Tensor, number: int, episodes: Sequence[Episode]) -> Tensor:
         """Probability that an option is in the best prompt, by the posterior; ``(B, P, A)``."""
         features = self.features(state, episodes)
-        generator = torch.Generator().manual_seed(self.policy_seed)
-        drawn = torch.randn(N_POSTERIOR, len(self.model.mean), generator=generator)
-        chosen = torch.stack(
-            [self.model.best(features, each.expand(len(features), -1)) for each in drawn]
-        )
+        normals = _posterior_normals(len(self.model.mean), self.policy_seed)
+        chosen = self.model.best_by_draws(features, normals)
         n_most = max(self.patterns.n_actions)
         return functional.one_hot(chosen, n_most).float().mean(dim=0)
 
@@ -308,3 +306,10 @@ class RewardModelLearner(PromptLearner[Choice]):
         super().on_load_checkpoint(checkpoint)
         if LOGGED in checkpoint:
             self.logged = LoggedRewards(**checkpoint[LOGGED])
+
+
+@lru_cache(maxsize=4)
+def _posterior_normals(n_effects: int, seed: int) -> Tensor:
+    """Standard normal numbers ``(N_POSTERIOR, F)``, the same for every request."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(N_POSTERIOR, n_effects, generator=generator)

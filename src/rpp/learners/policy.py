@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rpp.agents.state import Observation
 from rpp.arguments import RecordsArguments
+from rpp.baselines import carried
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.vectors import CollaborativeVectors
 from rpp.learners import checkpoint as checkpoints
@@ -258,6 +260,8 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         checkpoint[checkpoints.PROVENANCE] = self.provenance
         checkpoint[checkpoints.ENVIRONMENT] = self.environment_metadata
         checkpoint[portable.POLICY] = portable.pack(self, self.data.directory)
+        if isinstance(self.evidence, RecommenderEvidence):
+            checkpoint[carried.EVIDENCE] = carried.pack(self.evidence)
         if self.refiner is not None:
             checkpoint[checkpoints.REFINEMENTS] = self.refiner.answers
 
@@ -275,14 +279,14 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         refiner = self.refiner
         if refiner is not None and self.trained_in.get("refiner") == refiner.fingerprint:
             refiner.recall(checkpoint[checkpoints.REFINEMENTS])
+        if self.trainer.state.fn == "predict":
+            self._outlive_data(checkpoint)
         changes = checkpoints.environment_changes(self.trained_in, self.environment_metadata)
         if self.ranker is not None and changes:
             rank_zero_info(
                 f"This policy was trained in another environment ({changes}): what follows shows"
                 " how well it transfers."
             )
-        if self.trainer.state.fn == "predict":
-            self._outlive_data(checkpoint)
         checkpoints.check_provenance(theirs, self.provenance)
         checkpoints.check_shapes(checkpoint["state_dict"], self.state_dict())
 
@@ -294,19 +298,15 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
         now = self.data_summary
         if portable.POLICY not in checkpoint:
             return
-        carried = portable.unpack(checkpoint)
-        then = carried.summary
+        policy = portable.unpack(checkpoint)
+        then = policy.summary
         is_same_set = then["settings"]["name"] == now["settings"]["name"]
         if not is_same_set or then["fingerprint"] == now["fingerprint"]:
             return
-        if self.patterns.needs_evidence:
-            raise InputError(
-                "the data have changed since the fit, and this policy's prompts name what"
-                " recommenders say of its own: fit again"
-            )
-        self.moved = portable.Moved.between(self.data.directory, carried.directory)
+        self.evidence = portable.recall_evidence(checkpoint, self.patterns, self.data.folder)
+        self.moved = portable.Moved.between(self.data.directory, policy.directory)
         rank_zero_info(f"The data have changed since the fit: {self.moved} are new to the policy.")
-        self.build_for(carried.vectors, then, self.trainer.strategy.root_device)
+        self.build_for(policy.vectors, then, self.trainer.strategy.root_device)
 
     def _check_epochs(self) -> None:
         n_epochs = self.trainer.max_epochs

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rpp.arguments import described
+from rpp.baselines import carried
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.directory import Directory
 from rpp.data.vectors import CollaborativeVectors
+from rpp.prompts.patterns import Patterns
 from rpp.types import UNKNOWN, Episode, InputError, Item
 
 if TYPE_CHECKING:
@@ -99,15 +103,35 @@ def unpack(checkpoint: Mapping[str, Any]) -> Carried:
     Raises:
         InputError: If the checkpoint carries nothing.
     """
-    carried = checkpoint.get(POLICY)
-    if not isinstance(carried, dict):
+    policy = checkpoint.get(POLICY)
+    if not isinstance(policy, dict):
         raise InputError(
             "this checkpoint holds weights without what a policy needs besides, for it was written"
             " by an earlier version of rpp: fit again"
         )
-    vectors = CollaborativeVectors(carried["users"], carried["items"])
-    directory = Directory(carried["item_ids"], carried["titles"], carried["user_ids"])
-    return Carried(carried["learner"], carried["summary"], vectors, directory)
+    vectors = CollaborativeVectors(policy["users"], policy["items"])
+    directory = Directory(policy["item_ids"], policy["titles"], policy["user_ids"])
+    return Carried(policy["learner"], policy["summary"], vectors, directory)
+
+
+def recall_evidence(
+    checkpoint: Mapping[str, Any], patterns: Patterns, folder: Path
+) -> RecommenderEvidence | None:
+    """The recommenders of a policy as they were at its fit; ``None`` where no prompt needs them.
+
+    Args:
+        checkpoint: The policy's.
+        patterns: Its options.
+        folder: Where what recommenders learn is looked for, and kept if possible.
+
+    Raises:
+        InputError: If the checkpoint does not hold what they are fitted to.
+    """
+    if not patterns.needs_evidence:
+        return None
+    policy, content = unpack(checkpoint), checkpoint.get(carried.EVIDENCE)
+    titles = policy.directory.titles
+    return carried.unpack(content, patterns.evidence, titles, policy.vectors, folder)
 
 
 def _described(learner: PromptPolicy[Any]) -> dict[str, Any] | str:

@@ -75,6 +75,8 @@ class EvidencePattern:
     def sentences(self, action: int, episode: Request, best: Mapping[str, Order]) -> list[str]:
         """The sentences of an action, one per source in the option's order.
 
+        A source that ranks no candidate has none.
+
         Args:
             action: The option.
             episode: The user, whose target is not looked at.
@@ -83,6 +85,7 @@ class EvidencePattern:
         return [
             filled(self.sources[name].sentence, {"titles": _titles(episode, best[name][:k])})
             for name, k in self.options[action].items()
+            if best[name]
         ]
 
 
@@ -106,6 +109,9 @@ class Evidence(Protocol):
         Args:
             source: Name of the source.
             episodes: ``B`` users; their targets are not looked at.
+
+        Returns:
+            Positions of the candidates that the source knows; the others are never named.
         """
 
     def similarities(self, episode: Request) -> Sequence[float]:

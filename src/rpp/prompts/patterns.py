@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rpp.prompts.evidence import EvidencePattern
@@ -24,6 +25,7 @@ from rpp.prompts.options import (
     ProfilePattern,
     check_braces,
     check_distinct,
+    filled,
 )
 from rpp.prompts.reading import (
     evidence_pattern,
@@ -187,6 +189,11 @@ class Patterns:
             return self.evidence.describe(action)
         option = getattr(self, pattern)[action]
         return str(getattr(option, answer) if isinstance(option, FormatSentence) else option)
+
+    def label(self, pattern: str, action: int, n_candidates: int, width: int = 60) -> str:
+        """One option in words, shortened, for charts and tables."""
+        words = self.describe(pattern, action) or f"no {pattern}"
+        return shorten(filled(words, {"n_candidates": n_candidates}), width, placeholder=" …")
 
     def learning(self, names: Sequence[str]) -> Patterns:
         """The same patterns, of which only some are learnt (paper, Tables 5 to 7).

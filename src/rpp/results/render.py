@@ -1,14 +1,10 @@
-"""The results table as text: for a terminal, as Markdown, as a page of HTML."""
+"""The results table as text: for a terminal and as Markdown."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Sequence
 from itertools import compress
 
-from jinja2 import Environment
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from rpp.metrics import CHANCE, METRICS, Interval, chance
@@ -33,7 +29,7 @@ def cells(rows: Sequence[Row], n_candidates: int) -> tuple[list[str], list[list[
         ]
         for row in rows
     ]
-    middle = [_short(chance(m, n_candidates)) for m in METRICS]
+    middle = [short(chance(m, n_candidates)) for m in METRICS]
     lines.append([CHANCE, *middle, *[""] * (len(header) - 1 - len(middle))])
     return _without_empty_columns(header, lines)
 
@@ -44,15 +40,15 @@ def rich_tables(rows: Sequence[Row], title: str, n_candidates: int, reference: s
     second = ("mrr@5", "mrr@10", "hr@5")
     scores, costs = [], []
     for row in rows:
-        value = {metric: _short(each.mean) for metric, each in row.scores.items()}
+        value = {metric: short(each.mean) for metric, each in row.scores.items()}
         value["ndcg@10"] = with_interval(row.scores["ndcg@10"]).replace("[", "\\[")
         gain = "" if row.gain is None else f"{row.gain.mean:+.3f}"
-        published = "" if row.published is None else _short(row.published[2])
+        published = "" if row.published is None else short(row.published[2])
         middle = [value[metric] for metric in first]
         scores.append([row.name, *middle, gain, p_value(row.p_value), published])
         costs.append([row.name, *(value[metric] for metric in second), *_expenses(row)])
     for lines, metrics in ((scores, first), (costs, second)):
-        by_chance = [_short(chance(metric, n_candidates)) for metric in metrics]
+        by_chance = [short(chance(metric, n_candidates)) for metric in metrics]
         lines.append([CHANCE, *by_chance, *[""] * (len(lines[0]) - 1 - len(metrics))])
     return [
         _rich_table(
@@ -95,7 +91,8 @@ def _expenses(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """A number with three digits, without the zero before the point."""
     return f"{number:.3f}".replace("0.", ".", 1) if 0 <= number < 1 else f"{number:.3f}"
 
 
@@ -103,12 +100,12 @@ def p_value(value: float | None) -> str:
     """A p-value in short; nothing where there is none."""
     if value is None:
         return ""
-    return "<.001" if value < 0.001 else _short(value)
+    return "<.001" if value < 0.001 else short(value)
 
 
 def with_interval(value: Interval) -> str:
     """A mean and its interval in short."""
-    return f"{_short(value.mean)} [{_short(value.low)} {_short(value.high)}]"
+    return f"{short(value.mean)} [{short(value.low)} {short(value.high)}]"
 
 
 def signed(value: Interval) -> str:
@@ -126,44 +123,3 @@ def markdown(
     """The whole table and its notes as Markdown."""
     rows = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
     return "\n".join([f"## {title}\n", *rows, "", *(f"- {note}" for note in notes)]) + "\n"
-
-
-def page(
-    title: str,
-    header: Sequence[str],
-    lines: Sequence[Sequence[str]],
-    notes: Sequence[str],
-    figures: Mapping[str, Figure],
-) -> str:
-    """The same as one self-contained page of HTML, with charts."""
-    pictures = {name: _data_uri(figure) for name, figure in figures.items()}
-    return PAGE.render(title=title, header=header, cells=lines, notes=notes, pictures=pictures)
-
-
-def _data_uri(figure: Figure) -> str:
-    stream = BytesIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight")
-    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-PAGE = Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>
-body { font-family: system-ui, sans-serif; margin: 2rem; color: #222 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
-td { white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-tr:hover td { background: #f4f7fb }
-img { max-width: 100%; display: block; margin: 2rem 0 }
-</style></head><body><h1>{{ title }}</h1>
-<div class="wide"><table><thead>
-<tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
-{% for line in cells %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-<ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>
-{% for name, source in pictures.items() %}<img alt="{{ name }}" src="{{ source }}">
-{% endfor %}</body></html>
-""")

@@ -110,7 +110,7 @@ class Routes(LitSpec):  # type: ignore[misc]  # LitServe has no types
         request_id = str(uuid4())
         if self.log is not None:
             feedback.append(self.log, feedback.ranked(request_id, given.query, found))
-        return Ranked(request_id=request_id, **asdict(found))
+        return Ranked(request_id=request_id, **vars(found))
 
     async def prompt(self, given: StepsRequest) -> PersonalPrompt:
         """The prompt for a user, and why it was chosen."""
