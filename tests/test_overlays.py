@@ -236,6 +236,17 @@ def test_cells_of_the_papers_tables(
     assert record["environment"]["decoding"] == "generate"
 
 
+def test_tuned_overlay(here):
+    """The adapter has not learnt to read evidence: the paper's four patterns alone."""
+    files = ("conf/rpp.yaml", "conf/tuned.yaml", "small.yaml")
+    words = [word for file in files for word in ("--config", file)]
+    made = main(["fit", *words, "--trainer.fast_dev_run", "true"])
+    assert made.model.patterns.names == ("role", "history", "reasoning", "format")
+    given = yaml.safe_load((here / "conf/tuned.yaml").read_text())["environment"]
+    (used,) = (c for c in made.trainer.callbacks if isinstance(c, RewardEnvironment))
+    assert used.per_character is given["per_character"] is False
+
+
 def test_evidence_of_the_default(here):
     """Recommenders are told of in fit, test and predict; a policy belongs to its evidence."""
     told = command("fit", "--name", "told")[1:]

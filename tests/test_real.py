@@ -63,13 +63,14 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     assert "2 test users" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", ["conf/rpp.yaml", "conf/data/ml-100k.yaml", "conf/compare.yaml"])
+@pytest.mark.parametrize("file", ["conf/tuned.yaml", "conf/compare.yaml"])
 def test_the_adapter_has_not_learnt_from_those_who_are_held_out(real, file):
     default, chosen = (
         yaml.safe_load((real / name).read_text()) for name in ("conf/rpp.yaml", file)
     )
     adapter = (default | chosen)["environment"]["llm"]["init_args"]["adapter"]
-    data = EpisodeDataModule(**default["data"]["init_args"] | chosen["data"]["init_args"])
+    users = chosen.get("data", default["data"])
+    data = EpisodeDataModule(**default["data"]["init_args"] | users["init_args"])
     prepare(data.settings, data.folder)
     held_out = [
         episode.user_id for split in HELD_OUT for episode in load_episodes(data.folder, split)
