@@ -37,7 +37,7 @@ def test_fit_test_predict(here, capsys):
     lines = (here / "results/ml-100k/predictions.jsonl").read_text().splitlines()
     assert len(lines) == 20
     first = json.loads(lines[0])
-    assert set(first["sentences"]) == {"role", "history", "reasoning", "format"}
+    assert set(first["sentences"]) == {"role", "history", "reasoning", "format", "evidence"}
     assert len(first["ranking"]) == 10
     assert first["sentences"]["reasoning"] in first["prompt"]
 
