@@ -51,7 +51,9 @@ def test_the_command_asks_training_users_alone_and_leaves_the_fit_its_data(here,
     record = json.loads((folder / "audit.json").read_text())
     assert record["n_rewards"] == 24
     assert record["environment"]["decoding"] == "generate"
-    assert set(record["patterns"]) == set(OPTIONS)
+    assert set(record["patterns"]) == {*OPTIONS, "evidence"}
+    assert record["environment"]["evidence"]  # of its own data: the fit's knows some of its targets
+    assert [*(here / "data/audit/custom/baselines").glob("evidence-*/ease.safetensors")]
     assert record["notes"][0] in (folder / "audit.md").read_text()
     assert (folder / "audit.png").stat().st_size > 10_000
     assert {path.name for path in (here / "data").iterdir()} == {"audit"}
@@ -87,19 +89,6 @@ def test_a_mistyped_option_of_a_command_of_its_own_is_one_line(here, capsys, com
     assert stop.value.code == 2
     said = capsys.readouterr().err.strip()
     assert said == "error: there is no option nme: did you mean name?"
-
-
-def test_the_command_with_the_overlay_of_evidence(here, capsys):
-    """Recommenders are fitted to its own data; those of the fit know some of its targets."""
-    files = ("conf/rpp.yaml", "conf/evidence.yaml", "small.yaml")
-    options = ("--audit.n_users", "4", "--audit.n_prompts", "3")
-    main([*(word for file in files for word in ("--config", file)), *options])
-    record = json.loads((here / "results/ml-100k-evidence/audit.json").read_text())
-    assert record["n_rewards"] == 24
-    assert {*OPTIONS, "evidence"} == set(record["patterns"])
-    assert record["environment"]["evidence"]
-    assert {path.name for path in (here / "data").iterdir()} == {"audit"}
-    assert [*(here / "data/audit/custom/baselines").glob("evidence-*/ease.safetensors")]
 
 
 SOURCES = """
