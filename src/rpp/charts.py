@@ -226,8 +226,11 @@ def training(run: Path, n_candidates: int = 10) -> Figure:
                 label=f"{label}, {when}",
             )
     by_step.set(title="reward by step of an episode", xlabel="step", ylabel="NDCG@10")
-    for axis in (by_epoch, by_step):
+    n_steps = sum(tag.startswith("train_reward_by_step/") for tag in tags)
+    for axis, n in ((by_epoch, n_epochs), (by_step, n_steps)):
         axis.axhline(chance("ndcg@10", n_candidates), label=CHANCE, **DASHED)
+        axis.set_xlim(0.5, max(n, 1) + 0.5)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.35), max(high, 0.75))  # fixed range: no zoom into noise
         axis.legend(fontsize="small")
@@ -260,6 +263,7 @@ def _deviations(axis: Any, values: Mapping[str, float]) -> None:
     axis.barh(names, list(found.values()))
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize="small")
+    axis.locator_params(axis="x", nbins=5)
     axis.set(title="reward model: what rewards vary by", xlabel="standard deviation of NDCG@10")
 
 
