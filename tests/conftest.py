@@ -40,11 +40,6 @@ from rpp.types import Episode, Item  # noqa: E402
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors: some test always waits for a process or a server."""
-    return min((os.cpu_count() or 1) + 1, 4)
-
-
 @pytest.fixture
 def tiny_episodes() -> list[Episode]:
     """Twelve training users with 10 candidates and 4 to 9 past items; no two share an item.
