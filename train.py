@@ -2,12 +2,10 @@
 
 import sys
 
-from rpp import help as usage
+from rpp.help import answer_help
 
 if __name__ == "__main__":
-    if usage.asks_help(sys.argv[1:]):  # before the seconds that the imports of a run take
-        print(usage.SHORT)  # noqa: T201
-        sys.exit()
+    answer_help(sys.argv[1:])  # before the seconds that the imports of a run take
     from rpp.cli import run
 
     run()

@@ -265,9 +265,7 @@ def _tell_of_names(names: Mapping[str, str]) -> None:
 
 def run(args: list[str] | None = None) -> LightningCLI:
     """Run the command line; ``--help`` prints the options most runs use."""
-    if usage.asks_help(sys.argv[1:] if args is None else args):
-        print(usage.SHORT)  # noqa: T201
-        raise SystemExit(0)
+    usage.answer_help(sys.argv[1:] if args is None else args)
     if args is None:
         sys.argv = ["--help" if word == usage.ALL else word for word in sys.argv]
     return reporting_mistakes(main, args)

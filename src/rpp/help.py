@@ -55,9 +55,11 @@ NOISE = re.compile(
 """Lines of the parser's messages that tell a user nothing."""
 
 
-def asks_help(arguments: Sequence[str]) -> bool:
-    """Whether the short help is asked for."""
-    return any(word in ("-h", "--help") for word in arguments)
+def answer_help(arguments: Sequence[str]) -> None:
+    """Print the short help and end, if it is asked for."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(SHORT)  # noqa: T201
+        raise SystemExit(0)
 
 
 def explained(message: str, known: Iterable[str], arguments: Sequence[str]) -> str:

@@ -155,10 +155,10 @@ class RewardModel(nn.Module):
         """
         effects = self.mean.expand(len(features), -1)
         if normals is not None:
-            effects = effects + normals.to(effects) @ self.root.T
+            effects = self.mean + normals.to(effects) @ self.root.T
         values = self._values(effects, features)
         if not self.pairs:
-            return torch.stack([each.argmax(dim=1) for each in values], dim=1)
+            return torch.stack([each.argmax(dim=-1) for each in values], dim=-1)
         whole = sum(each[:, self.prompts[:, k]] for k, each in enumerate(values))
         whole = whole + effects[:, -self.sizes["pairs"] :] @ self.pairs_of_prompts.T
         return self.prompts[whole.argmax(dim=1)]
@@ -172,10 +172,7 @@ class RewardModel(nn.Module):
         """
         if self.pairs:  # whole prompts are compared, and there may be many
             return torch.stack([self.best(features, z.expand(len(features), -1)) for z in normals])
-        effects = self.mean + normals.to(self.mean) @ self.root.T
-        values = self._values(effects[:, None], features)
-        chosen = torch.stack([each.argmax(dim=-1) for each in values], dim=-1)
-        return chosen.expand(-1, len(features), -1)
+        return self.best(features, normals[:, None]).expand(-1, len(features), -1)
 
     def _values(self, effects: Tensor, features: Tensor) -> list[Tensor]:
         """What every option adds, ``(..., B, A_k)`` by pattern; effects are ``(..., B, F)``."""

@@ -12,7 +12,7 @@ from data_prep.prepare import prepare
 from rpp import cli
 from rpp.audit.module import Audit, Plan
 from rpp.audit.report import publish
-from rpp.baselines.evidence import RecommenderEvidence, read_fitting_data
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.episodes import load_episodes
@@ -101,10 +101,8 @@ def evidence_for(
     Raises:
         TargetAccessError: If one of them has.
     """
-    data = replace(read_fitting_data(folder), lightgcn=lightgcn)
-    evidence = RecommenderEvidence(audit.patterns.evidence, data, seed)
-    evidence.check([episode for user in audit.users for episode in user])
-    return evidence
+    episodes = [episode for user in audit.users for episode in user]
+    return RecommenderEvidence.read(audit.patterns.evidence, folder, seed, episodes, lightgcn)
 
 
 def _notes(audit: Audit, data: EpisodeDataModule, environment: RewardEnvironment) -> list[str]:

@@ -36,6 +36,7 @@ from rpp.baselines.base import ARTIFACTS_FOLDER, Recommender, TrainingData, rank
 from rpp.baselines.factorisation import collaborative_vectors
 from rpp.data.episodes import draw_negatives, load_episodes
 from rpp.data.interactions import load_pairs, load_titles
+from rpp.data.lightgcn import LightGCNSettings
 from rpp.prompts.evidence import EvidencePattern, EvidenceSource, Order
 from rpp.types import SPLITS, UNKNOWN, Episode, InputError, Item, Request, TargetAccessError
 
@@ -90,6 +91,7 @@ class RecommenderEvidence:
         folder: Path,
         seed: int = 0,
         episodes: Sequence[Episode] = (),
+        lightgcn: LightGCNSettings | None = None,
     ) -> RecommenderEvidence:
         """Evidence from the training interactions of a prepared folder.
 
@@ -98,8 +100,9 @@ class RecommenderEvidence:
             folder: The folder.
             seed: Of the order among equal scores.
             episodes: Whom it will be asked about, see :meth:`check`.
+            lightgcn: How collaborative vectors are trained that are not in the folder.
         """
-        evidence = cls(pattern, read_fitting_data(folder), seed)
+        evidence = cls(pattern, replace(read_fitting_data(folder), lightgcn=lightgcn), seed)
         evidence.check(episodes)
         return evidence
 

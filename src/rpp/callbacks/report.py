@@ -27,11 +27,18 @@ from rpp.results.users import AskedUser, examples
 from rpp.rewards import environment_fingerprint, read_rewards
 from rpp.types import SPLITS, InputError
 
-STEPS = "NDCG@10 after every step of an episode, with 95 % intervals over users."
-POSITIONS = (
-    "NDCG@10 by the place of the target in the list of candidates, with 95 % intervals. A ranker"
-    " that reads the list from the top would fall from left to right."
-)
+SHOWN = {
+    "steps": (
+        "NDCG@10 by step",
+        "NDCG@10 after every step of an episode, with 95 % intervals over users.",
+    ),
+    "positions": (
+        "NDCG@10 by position",
+        "NDCG@10 by the place of the target in the list of candidates, with 95 % intervals. A"
+        " ranker that reads the list from the top would fall from left to right.",
+    ),
+}
+"""Title and caption of the charts that a report shows, by name."""
 
 
 def report_of(
@@ -144,11 +151,6 @@ def facts_of_cost(counters: Counters) -> dict[str, str]:
 
 def _facts(learner: PromptLearner[Any], trainer: Trainer, counters: Counters) -> dict[str, str]:
     n_steps = int(learner.inference_steps)
-    seeds = {
-        "data": learner.data_summary["settings"]["seed"],
-        "policy": learner.policy_seed,
-        "environment": learner.environment.ranker.seed,
-    }
     changes = environment_changes(learner.trained_in, learner.environment_metadata)
     moved = (
         {"trained in": f"another environment: {changes}"} if learner.trained_in and changes else {}
@@ -165,8 +167,17 @@ def _facts(learner: PromptLearner[Any], trainer: Trainer, counters: Counters) ->
             for name, n in zip(learner.patterns.names, learner.patterns.n_actions, strict=True)
         ),
         "checkpoint": _checkpoint(learner, trainer),
-        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds(learner).items()),
         **facts_of_cost(counters),
+    }
+
+
+def seeds(learner: PromptLearner[Any]) -> dict[str, int]:
+    """What a run is drawn from."""
+    return {
+        "data": learner.data_summary["settings"]["seed"],
+        "policy": learner.policy_seed,
+        "environment": learner.environment.ranker.seed,
     }
 
 
@@ -182,9 +193,13 @@ def _charts(
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     log = next((each.path for each in callbacks if isinstance(each, RewardLog)), None)
     found = {} if log is None else reward_chart(learner, log)
-    if len(learner.test_results.ranks_by_step) > 1:
-        found["steps"] = Chart("NDCG@10 by step", STEPS, figures["steps"])
-    return found | {"positions": Chart("NDCG@10 by position", POSITIONS, figures["positions"])}
+    has_steps = len(learner.test_results.ranks_by_step) > 1
+    return found | shown({k: each for k, each in figures.items() if has_steps or k != "steps"})
+
+
+def shown(figures: Mapping[str, Figure]) -> dict[str, Chart]:
+    """The charts that a report shows, of those there are."""
+    return {name: Chart(*words, figures[name]) for name, words in SHOWN.items() if name in figures}
 
 
 def reward_chart(learner: PromptLearner[Any], path: Path) -> dict[str, Chart]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rpp import charts
 from rpp.callbacks.environment import all_counters, priced
-from rpp.callbacks.report import report_of
+from rpp.callbacks.report import report_of, seeds
 from rpp.evaluation import BEST_STATIC, PERMUTED, PERMUTED_NOTE, RANDOM_POLICY
 from rpp.learners.base import PromptLearner
 from rpp.metrics import (
@@ -233,11 +233,7 @@ def _record(
         "environment": learner.environment_metadata,
         "trained_in": learner.trained_in,
         "refinements": _refinements(learner.refiner),
-        "seeds": {
-            "data": learner.data_summary["settings"]["seed"],
-            "policy": learner.policy_seed,
-            "environment": learner.environment.ranker.seed,
-        },
+        "seeds": seeds(learner),
         "provenance": learner.provenance,
     }
 

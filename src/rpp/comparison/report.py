@@ -14,12 +14,11 @@ from torch import Tensor
 
 from rpp import charts
 from rpp.callbacks.report import (
-    POSITIONS,
-    STEPS,
     chosen_options,
     facts_of_cost,
     facts_of_data,
     facts_of_ranker,
+    shown,
 )
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.chance import CHECKED
@@ -28,7 +27,7 @@ from rpp.comparison.published import PAPER, PUBLISHED
 from rpp.evaluation import asked_users
 from rpp.metrics import CHANCE, METRICS, Interval, chance, chance_row, mean_interval
 from rpp.results.publish import Results, publish
-from rpp.results.report import Chart, Report
+from rpp.results.report import Report
 from rpp.results.rows import Row, make_row
 from rpp.results.users import examples
 from rpp.types import InputError, TargetAccessError, final_scoring
@@ -166,11 +165,11 @@ def _figures(
     scores: dict[str, Mapping[str, Interval]] = {row.name: row.scores for row in rows}
     scores[CHANCE] = chance_row(n_candidates)
     players = _players(comparison)
-    shown = {"copies_the_list", comparison.reference, *(each.name for each in players[:1])}
+    told_apart = {"copies_the_list", comparison.reference, *(each.name for each in players[:1])}
     by_position = {
         name: METRICS["ndcg@10"](values)
         for name, values in (*comparison.control_ranks.items(), *ranks.items())
-        if name in shown
+        if name in told_apart
     }
     positions = comparison.displayed_positions()
     figures = {
@@ -213,19 +212,10 @@ def report_of(comparison: Comparison, found: Results) -> Report:
         "seed": str(comparison.seed),
         **facts_of_cost(comparison.task.ranker.counters),
     }
-    shown = {
-        "steps": ("NDCG@10 by step", STEPS),
-        "positions": ("NDCG@10 by position", POSITIONS),
-    }
-    drawn = {
-        name: Chart(*words, found.figures[name])
-        for name, words in shown.items()
-        if name in found.figures
-    }
     players = _players(comparison)
     results = {result.method.name: result for result in comparison.results}
     reference = results.get(comparison.reference)
-    report = Report(len(comparison.users), facts, charts=drawn)
+    report = Report(len(comparison.users), facts, charts=shown(found.figures))
     if not players or reference is None or players[0].name == comparison.reference:
         return report
     subject = next(row for row in found.rows if row.name == players[0].name)

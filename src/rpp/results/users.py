@@ -10,6 +10,7 @@ import torch
 
 from rpp.metrics import METRICS
 from rpp.prompts.patterns import Patterns
+from rpp.results.shares import WIDTH
 from rpp.types import Episode, final_scoring
 
 N_EXAMPLES = 10
@@ -17,9 +18,6 @@ N_EXAMPLES = 10
 
 N_TITLES = 10
 """Titles of their history."""
-
-WIDTH = 90
-"""Letters of an option in words."""
 
 
 @dataclass(frozen=True)
