@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
@@ -38,6 +39,11 @@ from rpp.prompts.patterns import Patterns  # noqa: E402
 from rpp.types import Episode, Item  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what the libraries have made: it takes long."""
+    gc.freeze()
 
 
 @pytest.fixture

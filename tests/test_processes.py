@@ -1,19 +1,13 @@
-"""What learner processes tell each other: sums, means, gradients and rows by hand.
-
-Run as a script this file is one of the processes; the tests start two of it, once for all.
-"""
+"""What learner processes tell each other: sums, means, gradients and rows by hand."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
-from two_processes import run_two
+from torch import distributed, multiprocessing
 
 from rpp.processes import (
     all_reduce_mean,
@@ -25,6 +19,10 @@ from rpp.processes import (
     is_single_process,
 )
 from rpp.types import InputError, LanguageModelError, LanguageModelStop
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*use of fork:DeprecationWarning"  # from Python 3.12; the forks start no thread pool
+)
 
 MEANS = ([1.0, 4.0], [5.0, 10.0])
 """Of each process, over 3 users of the first and 1 of the second."""
@@ -76,11 +74,20 @@ def play(rank: int) -> dict[str, object]:
     }
 
 
+def play_in(rank: int, folder: Path) -> None:
+    """Be one of two processes, and write down what it is told."""
+    store = distributed.FileStore(str(folder / "store"), 2)
+    distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    (folder / f"{rank}.json").write_text(json.dumps(play(rank)))
+    distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What each of two processes was told."""
     folder = tmp_path_factory.mktemp("told")
-    run_two(__file__, str(folder))
+    # forks have all that is imported here
+    multiprocessing.start_processes(play_in, args=(folder,), nprocs=2, start_method="fork")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -136,10 +143,3 @@ def test_a_process_that_is_alone_gets_back_what_it_gave():
     assert parameter.grad.tolist() == [1, 2]
     with pytest.raises(KeyError):
         ask_together(lambda: fail(KeyError("k")))
-
-
-if __name__ == "__main__":
-    rank = int(os.environ["LOCAL_RANK"])
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(play(rank)))
-    distributed.destroy_process_group()

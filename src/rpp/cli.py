@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import set_dumper, set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -71,6 +72,9 @@ class CLI(LightningCLI):
         given = args if isinstance(args, list) else sys.argv[1:]
         self._asked = next(iter(given), "")
         super().__init__(model, data, args=args, **options)
+
+    def _add_instantiators(self) -> None:
+        """Leave hyperparameters to their classes: to find them takes a text of everything."""
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is asked for, or all: each has a parser that takes long to make."""
@@ -208,6 +212,7 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
     """
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # a config's root is `fit`
+    set_dumper("yaml", _yaml)
     settings: dict[str, Any] = {"save_config_callback": SaveConfig} | options
     return cli_class(
         LightningModule,
@@ -222,6 +227,13 @@ def main(args: ArgsType = None, cli_class: type[CLI] = CLI, **options: Any) -> L
         args=args,
         **settings,
     )
+
+
+def _yaml(data: Any) -> str:
+    """YAML by libyaml where it is there: the parser writes each nested class many times."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
