@@ -17,6 +17,7 @@ from tuning_setup import loaded
 from rpp.callbacks.environment import RewardEnvironment
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import marks, n_learnt_from
+from rpp.tuning.export import card
 from rpp.types import HELD_OUT, InputError
 
 pytestmark = PEFT
@@ -57,6 +58,21 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     for row, other in zip(ours, theirs, strict=True):
         assert row == pytest.approx(other, abs=0.01)
     assert any(p.requires_grad for p in going_on.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("likelihood_weight", "start", "scale", "told"),
+    [
+        (1.0, None, 1.0, ("packed histories", "it began with fresh weights.")),
+        (0.5, "first", 1.0, ("packed histories", "with the adapter in `first`.")),
+        (0.0, "first", 0.3, ("targets among candidates", "in `first`, scaled by 0.3.")),
+    ],
+)
+def test_the_card_tells_what_was_learnt_from_what(likelihood_weight, start, scale, told):
+    about = dict.fromkeys(("base_model", "data", "n_users", "n_sequences", "steps", "seed"), 7)
+    about |= {"started_from": start, "start_scale": scale, "likelihood_weight": likelihood_weight}
+    text = card(about, shows_candidates=False)
+    assert all(words in text for words in told)
 
 
 def test_users_an_adapter_may_have_learnt_from_are_counted(data, tmp_path, wide_llm_folder):

@@ -97,6 +97,28 @@ def test_an_adapter_is_tuned_on_quantised_weights_and_used_on_them(
     assert ours != pytest.approx(quantised().score(["Rank"], letters)[0], abs=1e-3)
 
 
+def test_an_adapter_begins_between_the_frozen_model_and_another(adapter, tmp_path):
+    """Scaled by 0 it changes nothing, by 1 it is the other; what it adds grows with the scale."""
+    first = loaded(adapter())
+    for name, weight in first.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    first.network.save_pretrained(tmp_path / "first")
+
+    def score(made):
+        made.network.eval()
+        return made.llm.score(["Rank"], [tuple("ABCD")])[0]
+
+    def started(scale):
+        return score(loaded(adapter(start=str(tmp_path / "first"), start_scale=scale)))
+
+    frozen, tuned = score(loaded(adapter())), score(first)
+    assert started(0.0) == pytest.approx(frozen, abs=1e-5)
+    assert started(1.0) == pytest.approx(tuned, abs=1e-5)
+    moved = [np.abs(np.subtract(started(scale), frozen)).max() for scale in (0.1, 0.5, 1.0)]
+    assert 0.001 < moved[0] < moved[1] < moved[2]
+
+
 def test_likelihood_loss_by_hand(adapter):
     """Mean of -log p over the learnt tokens of both sequences, padding left out."""
     made = loaded(adapter())
@@ -110,14 +132,15 @@ def test_likelihood_loss_by_hand(adapter):
         assert float(made._likelihood(encoded)) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
-def test_listwise_loss_by_hand(adapter):
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_listwise_loss_by_hand(adapter, temperature):
     """-log softmax of the target's log-probability among those of all candidates."""
-    made = loaded(adapter(listwise_weight=1.0))
+    made = loaded(adapter(listwise_weight=1.0, listwise_temperature=temperature))
     instruction = draw()
     (scores,) = made.llm.score(
         [instruction.prompt], [[f" {title}\n" for title in instruction.candidates]], ["1."]
     )
-    expected = -torch.tensor(scores).log_softmax(0)[0]
+    expected = -(torch.tensor(scores) / temperature).log_softmax(0)[0]
     with torch.no_grad():
         assert float(made._listwise([instruction])) == pytest.approx(float(expected), abs=1e-3)
 
@@ -133,6 +156,11 @@ def test_the_loss_is_the_weighted_sum(adapter, monkeypatch, weights):
     assert {name for name in parts if name in logged} == {name for name, w in parts.items() if w}
     assert loss == pytest.approx(sum(w * logged.get(name, 0) for name, w in parts.items()))
     assert loss > 0
+
+
+def test_a_temperature_is_above_0(adapter):
+    with pytest.raises(InputError, match="listwise_temperature is 0: give more than 0"):
+        adapter(listwise_temperature=0.0)
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0)])

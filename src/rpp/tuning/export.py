@@ -74,10 +74,12 @@ def card(metadata: Mapping[str, Any], *, shows_candidates: bool) -> str:
         metadata: What ``tuning.json`` tells.
         shows_candidates: Whether it was tuned on rankings of listed candidates.
     """
-    start = metadata["started_from"]
+    kind = "rankings of listed candidates" if shows_candidates else "packed histories"
+    start, scale = metadata["started_from"], metadata["start_scale"]
+    begun = "fresh weights" if start is None else f"the adapter in `{start}`"
     return CARD.format(
         **metadata,
-        kind="rankings of listed candidates" if shows_candidates else "packed histories",
-        start="fresh weights" if start is None else f"the adapter in `{start}`",
+        kind=kind if metadata["likelihood_weight"] else "targets among candidates",
+        start=begun if scale == 1 else f"{begun}, scaled by {scale:g}",
         use="" if shows_candidates else HIDDEN,
     )

@@ -2,8 +2,8 @@ r"""Losses of tuning: likelihood of the learnt tokens, and of the target among t
 
 The listwise loss is
 
-.. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
-    \text{prompt})
+.. math:: -\log \frac{\exp s_0 / \tau}{\sum_k \exp s_k / \tau}, \quad
+    s_k = \log p(\text{title}_k \mid \text{prompt})
 """
 
 from __future__ import annotations
@@ -23,6 +23,21 @@ from rpp.types import InputError
 
 Encoded = tuple[list[int], list[bool]]
 """Tokens of prompt and reply, and which of them are in the loss."""
+
+
+def check_losses(likelihood_weight: float, listwise_weight: float, temperature: float) -> None:
+    """Refuse losses that teach nothing.
+
+    Raises:
+        InputError: If both weights are 0, one is negative, or the temperature is not above 0.
+    """
+    if min(likelihood_weight, listwise_weight) < 0 or likelihood_weight + listwise_weight == 0:
+        raise InputError(
+            f"likelihood_weight is {likelihood_weight:g} and listwise_weight"
+            f" {listwise_weight:g}: one must be above 0 and none below"
+        )
+    if temperature <= 0:
+        raise InputError(f"listwise_temperature is {temperature:g}: give more than 0")
 
 
 def encode(llm: HuggingFaceLanguageModel, instruction: Instruction, max_tokens: int) -> Encoded:
@@ -65,16 +80,19 @@ def likelihood_loss(
     return functional.cross_entropy(llm.decoder.logits(hidden[chosen]), wanted[chosen])
 
 
-def listwise_loss(llm: HuggingFaceLanguageModel, batch: Sequence[Instruction]) -> Tensor:
+def listwise_loss(
+    llm: HuggingFaceLanguageModel, batch: Sequence[Instruction], temperature: float = 1.0
+) -> Tensor:
     """Negative log-probability of the target, the first candidate, among all of them; the mean.
 
     Args:
         llm: The model.
         batch: ``B`` instructions: a tree each, one pass for all.
+        temperature: ``tau``.
     """
     trees, wanted = zip(*(_candidate_tree(llm, each) for each in batch), strict=True)
     scores = llm.decoder.log_probs(trees, wanted).split([len(each) for each in wanted])
-    return torch.stack([-each.log_softmax(0)[0] for each in scores]).mean()
+    return torch.stack([-(each / temperature).log_softmax(0)[0] for each in scores]).mean()
 
 
 def _candidate_tree(

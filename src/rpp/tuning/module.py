@@ -1,10 +1,7 @@
-r"""LoRA tuning of a frozen language model on rankings (paper, section 4.1: Alpaca).
+"""LoRA tuning of a frozen language model on rankings (paper, section 4.1: Alpaca).
 
-The loss is a weighted sum of two: the mean negative log-likelihood of the tokens in the spans of
-an instruction (see ``rpp.tuning.instructions``), and that of the target among the candidates,
-
-.. math:: -\log \frac{\exp s_0}{\sum_k \exp s_k}, \quad s_k = \log p(\text{title}_k \mid
-    \text{prompt})
+The loss is a weighted sum of two (see ``rpp.tuning.losses``): the mean negative log-likelihood of
+the tokens in the spans of an instruction, and that of the target among the candidates.
 
 Not specified in the paper: rank, layers, learning rate and all other settings below.
 """
@@ -18,7 +15,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from torch import Tensor
 from torchmetrics import CatMetric
 from transformers import get_cosine_schedule_with_warmup
@@ -31,9 +28,10 @@ from rpp.processes import all_reduce_sum, gather_rows
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import Decoding, Ranker
+from rpp.tuning.adapter import with_adapter
 from rpp.tuning.export import card, note_curve, put_in_place, write_metadata
 from rpp.tuning.instructions import Instruction
-from rpp.tuning.losses import Encoded, encode, likelihood_loss, listwise_loss
+from rpp.tuning.losses import Encoded, check_losses, encode, likelihood_loss, listwise_loss
 from rpp.types import Episode, InputError
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -46,8 +44,8 @@ class RankingAdapter(LightningModule):
     Args:
         llm: The model to tune, with its template, precision and quantisation (``4bit``: QLoRA).
         adapter_dir: Folder of the best adapter, in peft's format.
-        start: Folder of an adapter to continue from, with its rank and layers; for example
-            packed histories first and rankings afterwards.
+        start: Folder of an adapter to continue from, with its rank and layers.
+        start_scale: What the initial adapter adds to the frozen weights is multiplied by this.
         patterns: YAML file with the sentences of each pattern, for validation.
         decoding: How validation ranks.
         show_candidates: Whether validation prompts list the candidates.
@@ -60,19 +58,20 @@ class RankingAdapter(LightningModule):
         n_layers: Number of upper layers that are adapted; 0 means all. Layers below need no
             gradient, which saves time.
         target_modules: Names of the linear maps that are adapted.
-        lr: Maximum learning rate, with linear warm-up over 3 % of the steps and cosine decay to
-            0.
+        lr: Maximum learning rate: linear warm-up over 3 % of the steps, cosine decay to 0.
         weight_decay: Of AdamW.
         likelihood_weight: Weight of the likelihood of the tokens; 0 saves its pass.
         listwise_weight: Weight of the listwise loss, which costs a pass over all candidates.
+        listwise_temperature: ``tau``. Log-probabilities of titles are some 10 apart where a model
+            is not calibrated; with 1 a few lists of which it is wrongly sure are all of the loss.
         max_grad_norm: Gradients are clipped to this norm.
         max_tokens: Longer instructions are cut at the end.
         gradient_checkpointing: Recompute the activations of each layer in the backward pass: a
             third more time for a fraction of the memory.
 
     Raises:
-        InputError: If there is no adapter to start from, the model is on several devices, or both
-            losses have weight 0.
+        InputError: If there is no adapter to start from, the model is on several devices, both
+            losses have weight 0, or the temperature is not above 0.
     """
 
     def __init__(
@@ -80,6 +79,7 @@ class RankingAdapter(LightningModule):
         llm: HuggingFaceLanguageModel,
         adapter_dir: str,
         start: str | None = None,
+        start_scale: float = 1.0,
         patterns: str = "conf/patterns/movies.yaml",
         decoding: Decoding = "likelihood",
         show_candidates: bool = False,
@@ -95,6 +95,7 @@ class RankingAdapter(LightningModule):
         weight_decay: float = 0.0,
         likelihood_weight: float = 1.0,
         listwise_weight: float = 0.0,
+        listwise_temperature: float = 1.0,
         max_grad_norm: float = 1.0,
         max_tokens: int = 1024,
         gradient_checkpointing: bool = False,
@@ -110,15 +111,12 @@ class RankingAdapter(LightningModule):
                 "a model is tuned on one device: set model.init_args.llm.init_args.device_map to"
                 " null; quantization: 4bit and gradient_checkpointing take less memory"
             )
-        if min(likelihood_weight, listwise_weight) < 0 or likelihood_weight + listwise_weight == 0:
-            raise InputError(
-                f"likelihood_weight is {likelihood_weight:g} and listwise_weight"
-                f" {listwise_weight:g}: one must be above 0 and none below"
-            )
+        check_losses(likelihood_weight, listwise_weight, listwise_temperature)
         self.strict_loading = False  # a checkpoint has only the adapter
         self.llm = llm
         self.adapter_dir = Path(adapter_dir)
         self.start = start
+        self.start_scale = start_scale
         self.patterns = load_patterns(patterns)
         self.decoding: Decoding = decoding
         self.show_candidates = show_candidates
@@ -141,6 +139,7 @@ class RankingAdapter(LightningModule):
         self.weight_decay = weight_decay
         self.likelihood_weight = likelihood_weight
         self.listwise_weight = listwise_weight
+        self.listwise_temperature = listwise_temperature
         self.max_grad_norm = max_grad_norm
         self.max_tokens = max_tokens
         self.gradient_checkpointing = gradient_checkpointing
@@ -159,12 +158,7 @@ class RankingAdapter(LightningModule):
         if self.n_layers:
             depth = base.config.num_hidden_layers
             self.lora.layers_to_transform = list(range(max(0, depth - self.n_layers), depth))
-        self.network: PeftModel = (
-            get_peft_model(base, self.lora)
-            if self.start is None
-            else PeftModel.from_pretrained(base, self.start, is_trainable=True)
-        )
-        self.network.train()
+        self.network = with_adapter(base, self.lora, self.start, self.start_scale)
         # a name any user can load it by, not a local folder
         self.network.peft_config["default"].base_model_name_or_path = self.llm.model_name
 
@@ -224,7 +218,7 @@ class RankingAdapter(LightningModule):
         return likelihood_loss(self.llm, encoded, self.device)
 
     def _listwise(self, batch: Sequence[Instruction]) -> Tensor:
-        return listwise_loss(self.llm, batch)
+        return listwise_loss(self.llm, batch, self.listwise_temperature)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients."""
@@ -306,6 +300,10 @@ class RankingAdapter(LightningModule):
         return {
             "base_model": self.llm.model_name,
             "started_from": self.start,
+            "start_scale": self.start_scale,
+            "likelihood_weight": self.likelihood_weight,
+            "listwise_weight": self.listwise_weight,
+            "listwise_temperature": self.listwise_temperature,
             DATA: data.summary["settings"]["name"],
             "prepared_data": data.summary["fingerprint"],
             "n_users": len(data.sequences),
