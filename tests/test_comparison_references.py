@@ -73,7 +73,7 @@ def test_a_manual_prompt_with_an_option_of_evidence(users):
         method.learn(mine)(validation)
     assert [text.count("movies: ") + text.count("watched: ") for text in asked] == [0, 1, 2]
     assert Manual(2, "EASE").name == "EASE"
-    with pytest.raises(InputError, match="manual evidence is 8"):
-        Manual(8, "none").learn(mine)
+    with pytest.raises(InputError, match="manual evidence is 9"):
+        Manual(9, "none").learn(mine)
     with pytest.raises(InputError, match="option 2 of evidence is asked for"):
         Manual(2, "none").learn(task(users))

@@ -236,15 +236,17 @@ def test_cells_of_the_papers_tables(
     assert record["environment"]["decoding"] == "generate"
 
 
-def test_tuned_overlay(here):
-    """The adapter has not learnt to read evidence: the paper's four patterns alone."""
-    files = ("conf/rpp.yaml", "conf/tuned.yaml", "small.yaml")
+@pytest.mark.parametrize("name", ["four_patterns", "frozen"])
+def test_overlays_of_other_adapters(here, name):
+    """One that was tuned without evidence has none in its prompts; without one titles are long."""
+    files = ("conf/rpp.yaml", f"conf/{name}.yaml", "small.yaml")
     words = [word for file in files for word in ("--config", file)]
     made = main(["fit", *words, "--trainer.fast_dev_run", "true"])
-    assert made.model.patterns.names == ("role", "history", "reasoning", "format")
-    given = yaml.safe_load((here / "conf/tuned.yaml").read_text())["environment"]
+    paper = ("role", "history", "reasoning", "format")
+    frozen = name == "frozen"
+    assert made.model.patterns.names == ((*paper, "evidence") if frozen else paper)
     (used,) = (c for c in made.trainer.callbacks if isinstance(c, RewardEnvironment))
-    assert used.per_character is given["per_character"] is False
+    assert used.per_character is frozen
 
 
 def test_evidence_of_the_default(here):

@@ -63,7 +63,7 @@ def test_fit_test_and_predict_with_smollm2(real, capsys):
     assert "2 test users" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", ["conf/tuned.yaml", "conf/compare.yaml"])
+@pytest.mark.parametrize("file", ["conf/rpp.yaml", "conf/four_patterns.yaml", "conf/compare.yaml"])
 def test_the_adapter_has_not_learnt_from_those_who_are_held_out(real, file):
     default, chosen = (
         yaml.safe_load((real / name).read_text()) for name in ("conf/rpp.yaml", file)
