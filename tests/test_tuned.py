@@ -64,6 +64,7 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
     ("likelihood_weight", "start", "scale", "told"),
     [
         (1.0, None, 1.0, ("packed histories", "it began with fresh weights.")),
+        (1.0, None, 0.3, ("packed histories", "it began with fresh weights.")),
         (0.5, "first", 1.0, ("packed histories", "with the adapter in `first`.")),
         (0.0, "first", 0.3, ("targets among candidates", "in `first`, scaled by 0.3.")),
     ],

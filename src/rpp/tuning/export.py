@@ -76,10 +76,10 @@ def card(metadata: Mapping[str, Any], *, shows_candidates: bool) -> str:
     """
     kind = "rankings of listed candidates" if shows_candidates else "packed histories"
     start, scale = metadata["started_from"], metadata["start_scale"]
-    begun = "fresh weights" if start is None else f"the adapter in `{start}`"
+    scaled = "" if scale == 1 else f", scaled by {scale:g}"
     return CARD.format(
         **metadata,
         kind=kind if metadata["likelihood_weight"] else "targets among candidates",
-        start=begun if scale == 1 else f"{begun}, scaled by {scale:g}",
+        start="fresh weights" if start is None else f"the adapter in `{start}`{scaled}",
         use="" if shows_candidates else HIDDEN,
     )

@@ -2,7 +2,7 @@ r"""Losses of tuning: likelihood of the learnt tokens, and of the target among t
 
 The listwise loss is
 
-.. math:: -\log \frac{\exp s_0 / \tau}{\sum_k \exp s_k / \tau}, \quad
+.. math:: -\log \frac{\exp(s_0 / \tau)}{\sum_k \exp(s_k / \tau)}, \quad
     s_k = \log p(\text{title}_k \mid \text{prompt})
 """
 
