@@ -26,7 +26,6 @@ from torch import Tensor
 
 from benchmarks.worlds import (
     LENGTHS,
-    PATTERNS,
     KnownEnvironment,
     PlantedWorld,
     Spreads,
@@ -86,7 +85,7 @@ def learner(make: type[PromptLearner[Any]], per_epoch: str | None, **options: An
         n_epochs = N_EPOCHS if per_epoch else budget.draws
         asked = {per_epoch: budget.draws // N_EPOCHS} if per_epoch else {}
         made = kind(
-            patterns=PATTERNS, history_lengths=list(LENGTHS), n_static_prompts=1,
+            patterns=world.file, history_lengths=list(LENGTHS), n_static_prompts=1,
             policy_seed=seed, **asked, **options,
         )  # fmt: skip
         made.patterns = world.patterns
@@ -125,7 +124,9 @@ RPP_OPTIONS = {"n_steps": 1, "prompt_encoding": "parts"}
 CHOOSERS: dict[str, Chooser] = {
     "RPP, reward model": learner(RewardModelLearner, "n_draws"),
     "RPP, reward model, common": learner(RewardModelLearner, "n_draws", personal=False),
-    "RPP, reward model, Thompson": learner(RewardModelLearner, "n_draws", exploration="thompson"),
+    "RPP, reward model, uniform draws": learner(
+        RewardModelLearner, "n_draws", exploration="uniform"
+    ),
     "RPP, baseline by user, replay": learner(RPP, "n_draws", n_passes=4, **RPP_OPTIONS),
     "RPP, baseline by user": learner(RPP, "n_draws", **RPP_OPTIONS),
     "RPP of the paper": learner(RPP, None, baseline="critic", **RPP_OPTIONS),

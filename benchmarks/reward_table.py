@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.learners import TABLE
 from benchmarks.worlds import N_CANDIDATES, table_patterns
+from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
@@ -37,7 +38,7 @@ from rpp.types import Episode, InputError
 N_HELD_OUT = {"n_validation_users": 49, "n_test_users": 200}
 """Users of the prepared folder that are not asked."""
 
-ADAPTERS = ("", "checkpoints/adapters/smollm2-ml-100k-more")
+ADAPTERS = ("checkpoints/adapters/smollm2-ml-100k-evidence", "")
 
 N_AT_ONCE = 20
 """Episodes whose prompts are sent together."""
@@ -75,18 +76,24 @@ def table(data: EpisodeDataModule, adapter: str | None, model: str) -> pl.DataFr
         model: Name or folder of the model.
 
     Raises:
-        InputError: If the adapter has learnt from a user.
+        InputError: If the adapter has learnt from all users.
     """
-    episodes = data.episodes("train")
     name = data.settings.name
-    if adapter and (n := n_learnt_from(adapter, name, [e.user_id for e in episodes])):
-        raise InputError(f"{adapter} has learnt from {n} of these users: lower --users")
+    episodes = [
+        each
+        for each in data.episodes("train")
+        if not (adapter and n_learnt_from(adapter, name, [each.user_id]))
+    ]
+    if not episodes:
+        raise InputError(f"{adapter} has learnt from all of these users: take others by --data")
     llm = HuggingFaceLanguageModel(model, adapter=adapter)
     llm.place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
     ranker = Ranker(
         llm, "likelihood", show_candidates=False, per_character=adapter is None,
         cache=ReplyCache(default_folder()),
     )  # fmt: skip
+    patterns = table_patterns()
+    evidence = RecommenderEvidence.read(patterns.evidence, data.folder, episodes=episodes)
     users = [episode.user for episode in episodes]
     shuffled = np.random.default_rng(0).permutation(sorted(set(users))).tolist()
     vectors = data.vectors.for_users(users, [[i.index for i in e.history] for e in episodes])
@@ -98,7 +105,7 @@ def table(data: EpisodeDataModule, adapter: str | None, model: str) -> pl.DataFr
             "number": [episode.number for episode in episodes],
             "history_length": [len(episode.history) for episode in episodes],
             "vector": vectors.half().float().tolist(),
-            "ndcg": [*rewards(Environment(table_patterns(), ranker), episodes)],
+            "ndcg": [*rewards(Environment(patterns, ranker, evidence=evidence), episodes)],
         },
         schema_overrides={
             "user": pl.UInt16,

@@ -27,6 +27,8 @@ from rpp.rollout import Environment, Step
 from rpp.types import Episode, Item, Split
 
 PATTERNS = "conf/patterns/movies.yaml"
+TABLE_PATTERNS = "conf/patterns/movies_evidence.yaml"
+
 LENGTHS = (1, 4, 10, 20)
 """History lengths of the default."""
 
@@ -34,10 +36,10 @@ N_CANDIDATES = 10
 
 
 def table_patterns() -> Patterns:
-    """The 64 prompts of the reward table: 2 roles, 4 lengths, 4 guidances, 2 formats."""
-    every = load_patterns(PATTERNS, history_lengths=LENGTHS)
+    """The 64 prompts of the reward table: 4 lengths, 2 guidances, 8 options of evidence."""
+    every = load_patterns(TABLE_PATTERNS, history_lengths=LENGTHS)
     return replace(
-        every, role=every.role[:2], reasoning=every.reasoning[:4], format=every.format[:2],
+        every, role=every.role[:1], reasoning=every.reasoning[:2], format=every.format[:1],
         manual=None,
     )  # fmt: skip
 
@@ -46,11 +48,13 @@ class World(ABC):
     """Users, and what every prompt is worth for each of them.
 
     Attributes:
-        patterns: The options.
+        file: Patterns file.
+        patterns: The options, those of the file or some of them.
         vectors: Of the users, ``(n_users, D)``.
         history_lengths: Of the users, ``(n_users,)``.
     """
 
+    file: str
     patterns: Patterns
     vectors: Tensor
     history_lengths: NDArray[np.int64]
@@ -108,6 +112,8 @@ class PlantedWorld(World):
         dim: Width of the users' vectors, all of which personal effects depend on.
     """
 
+    file = PATTERNS
+
     def __init__(
         self, spreads: Spreads, seed: int, n_users: int = 2000, n_targets: int = 1, dim: int = 8
     ) -> None:
@@ -163,6 +169,8 @@ class TableWorld(World):
         path: Parquet file of :mod:`benchmarks.reward_table`.
         model: Rows of which model.
     """
+
+    file = TABLE_PATTERNS
 
     def __init__(self, path: Path, model: str) -> None:
         table = pl.read_parquet(path).filter(pl.col("model") == model).sort("user", "number")

@@ -107,11 +107,29 @@ def test_whom_the_adapter_to_start_from_has_learnt_from_is_not_left_out(adapter,
     about = json.loads((first / "tuning.json").read_text())
     assert (about["seed"], about["draw_seed"]) == (0, 0)
     about["left_out"] = about["left_out"][3:]  # it learnt from three who are now left out
+    about["left_out_earlier"] = {"other": marks(["someone"])}
     (first / "tuning.json").write_text(json.dumps(about))
     more = adapter(start=str(first))
     trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(more, datamodule=data)
-    known = json.loads((tmp_path / "adapter/tuning.json").read_text())["left_out"]
-    assert known == about["left_out"]
+    known = json.loads((tmp_path / "adapter/tuning.json").read_text())
+    assert known["left_out"] == about["left_out"]
+    assert known["left_out_earlier"] == about["left_out_earlier"]
+    assert n_learnt_from(str(tmp_path / "adapter"), "other", ["someone", "another"]) == 1
+
+
+def test_an_adapter_that_began_with_one_of_other_data_knows_whom_that_left_out(
+    adapter, data, tmp_path
+):
+    first = tmp_path / "first"
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(adapter(), datamodule=data)
+    (tmp_path / "adapter").rename(first)
+    about = json.loads((first / "tuning.json").read_text()) | {"data": "other"}
+    (first / "tuning.json").write_text(json.dumps(about))
+    more = adapter(start=str(first))
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(more, datamodule=data)
+    known = json.loads((tmp_path / "adapter/tuning.json").read_text())
+    assert known["left_out_earlier"] == {"other": about["left_out"]}
+    assert known["left_out"] == sorted(marks(data.left_out))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class RewardModelLearner(PromptLearner[Choice]):
         n_draws: Prompts asked in an epoch for each training user and target.
         exploration: How they are chosen. ``uniform``: at random, which tells most of all prompts.
             ``thompson``: after the first epoch, each the best by a draw from the posterior, which
-            asks good prompts more often.
+            asks good prompts more often and so tells those apart.
         personal: Whether options have effects for users like this one, besides those for everyone.
         pairs: Whether pairs of options of two patterns have effects of their own.
         n_factors: Principal components of the collaborative vectors that stand for a user.
@@ -80,7 +80,7 @@ class RewardModelLearner(PromptLearner[Choice]):
     def __init__(
         self,
         n_draws: int = 2,
-        exploration: Literal["uniform", "thompson"] = "uniform",
+        exploration: Literal["uniform", "thompson"] = "thompson",
         personal: bool = True,
         pairs: bool = False,
         n_factors: int = 8,

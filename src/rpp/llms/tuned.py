@@ -15,29 +15,34 @@ METADATA_FILE = "tuning.json"
 DATA = "data"
 LEFT_OUT = "left_out"
 
+EARLIER = "left_out_earlier"
+"""Of other data sets, by the adapters that an adapter began with."""
+
 
 def marks(user_ids: Iterable[str]) -> list[str]:
     """Short hashes of user names, sorted, so that a published adapter contains no names."""
     return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in user_ids})
 
 
-def left_out_of(adapter: str, data: str) -> set[str] | None:
-    """Hashes of the users of a data set an adapter was not tuned on; ``None`` if not recorded.
+def left_out(adapter: str) -> dict[str, set[str]]:
+    """Hashes of the users that an adapter was not tuned on, by data set; empty if not recorded.
+
+    Those of an adapter that it began with are among them, if that one learnt from other data.
 
     Args:
         adapter: The adapter's folder.
-        data: Name of the data set.
 
     Raises:
         InputError: If the file beside the adapter cannot be read.
     """
     path = Path(adapter, METADATA_FILE)
     if not path.is_file():
-        return None
+        return {}
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return set(about[LEFT_OUT]) if LEFT_OUT in about and about[DATA] == data else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        own = {about[DATA]: about[LEFT_OUT]} if LEFT_OUT in about else {}
+        return {name: set(users) for name, users in (about.get(EARLIER, {}) | own).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} does not tell whom the adapter has learnt from ({error!r}): restore it, or"
             " remove it if the adapter was not tuned on this data set"
@@ -55,5 +60,5 @@ def n_learnt_from(adapter: str, data: str, user_ids: Iterable[str]) -> int:
     Raises:
         InputError: If the file beside the adapter cannot be read.
     """
-    left_out = left_out_of(adapter, data)
-    return 0 if left_out is None else len(set(marks(user_ids)) - left_out)
+    known = left_out(adapter).get(data)
+    return 0 if known is None else len(set(marks(user_ids)) - known)

@@ -22,7 +22,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.llms.tuned import DATA, LEFT_OUT, left_out_of, marks
+from rpp.llms.tuned import DATA, EARLIER, LEFT_OUT, left_out, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
 from rpp.processes import all_reduce_sum, gather_rows
 from rpp.prompts.compose import compose
@@ -176,11 +176,9 @@ class RankingAdapter(LightningModule):
     def on_fit_start(self) -> None:
         """Find the users left out, both here and by the initial adapter."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.left_out = set(marks(data.left_out))
-        name = data.summary["settings"]["name"]
-        former = None if self.start is None else left_out_of(self.start, name)
-        if former is not None:
-            self.left_out &= former
+        self.left_out_earlier = {} if self.start is None else left_out(self.start)
+        own = set(marks(data.left_out))
+        self.left_out = own & self.left_out_earlier.pop(data.summary["settings"]["name"], own)
 
     # -- losses ------------------------------------------------------------------------------
 
@@ -316,6 +314,7 @@ class RankingAdapter(LightningModule):
             },
             "curve": self.curve,
             LEFT_OUT: sorted(self.left_out),
+            EARLIER: {name: sorted(users) for name, users in self.left_out_earlier.items()},
         }
 
     # -- checkpoints -------------------------------------------------------------------------
