@@ -67,6 +67,21 @@ def rewards(environment: Environment, episodes: Sequence[Episode]) -> Iterator[l
         yield from scores.reshape(len(some), -1).tolist()
 
 
+def unknown_to(adapter: str | None, data: EpisodeDataModule) -> list[Episode]:
+    """Training episodes of the users whom an adapter has not learnt from.
+
+    Raises:
+        InputError: If it has learnt from all.
+    """
+    episodes, name = data.episodes("train"), data.settings.name
+    if adapter is None:
+        return episodes
+    unknown = [e for e in episodes if not n_learnt_from(adapter, name, [e.user_id])]
+    if not unknown:
+        raise InputError(f"{adapter} has learnt from all of these users: take others by --data")
+    return unknown
+
+
 def table(data: EpisodeDataModule, adapter: str | None, model: str) -> pl.DataFrame:
     """The rows of one model.
 
@@ -78,14 +93,7 @@ def table(data: EpisodeDataModule, adapter: str | None, model: str) -> pl.DataFr
     Raises:
         InputError: If the adapter has learnt from all users.
     """
-    name = data.settings.name
-    episodes = [
-        each
-        for each in data.episodes("train")
-        if not (adapter and n_learnt_from(adapter, name, [each.user_id]))
-    ]
-    if not episodes:
-        raise InputError(f"{adapter} has learnt from all of these users: take others by --data")
+    name, episodes = data.settings.name, unknown_to(adapter, data)
     llm = HuggingFaceLanguageModel(model, adapter=adapter)
     llm.place(torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
     ranker = Ranker(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import polars as pl
 import pytest
 import torch
 
 from benchmarks import learners
 from benchmarks.learners import CHOOSERS, Budget, play
-from benchmarks.reward_table import every_prompt, table
+from benchmarks.reward_table import every_prompt, table, unknown_to
 from benchmarks.worlds import PlantedWorld, Spreads, TableWorld, table_patterns
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.lightgcn import LightGCNSettings
+from rpp.llms.tuned import METADATA_FILE, marks
+from rpp.types import InputError
 
 SURE = Spreads(level=0.2, length=0.0, rest=0.001)
 """Next to no luck: who learns anything finds the best prompt."""
@@ -45,17 +49,24 @@ def test_every_learner_plays_and_the_reward_model_finds_what_there_is(name):
 
 
 @pytest.fixture(scope="module")
-def rewards(tmp_path_factory, custom_csv, tiny_llm_folder):
-    """A table of the tiny language model for three users with two targets each."""
-    folder = tmp_path_factory.mktemp("table")
+def data(tmp_path_factory, custom_csv):
+    """Three training users with two targets each."""
     data = EpisodeDataModule(
-        "custom", str(folder), n_train_users=3, n_validation_users=1, n_test_users=1, n_targets=2,
-        custom=custom_csv.files, lightgcn=LightGCNSettings(n_epochs=1, dim=8),
+        "custom", str(tmp_path_factory.mktemp("data")), n_train_users=3, n_validation_users=1,
+        n_test_users=1, n_targets=2, custom=custom_csv.files,
+        lightgcn=LightGCNSettings(n_epochs=1, dim=8),
     )  # fmt: skip
     data.prepare_data()
     data.setup("fit")
-    table(data, None, str(tiny_llm_folder)).write_parquet(folder / "rewards.parquet")
-    return folder / "rewards.parquet"
+    return data
+
+
+@pytest.fixture(scope="module")
+def rewards(data, tmp_path_factory, tiny_llm_folder):
+    """A table of the tiny language model."""
+    path = tmp_path_factory.mktemp("table") / "rewards.parquet"
+    table(data, None, str(tiny_llm_folder)).write_parquet(path)
+    return path
 
 
 def test_the_table_has_every_prompt_of_every_user_and_target(rewards):
@@ -73,6 +84,17 @@ def test_the_table_has_every_prompt_of_every_user_and_target(rewards):
     assert world.gain(users, same) == pytest.approx(
         float(world.scores.mean(1).flatten(1)[:, 5].mean() - world.scores.mean())
     )
+
+
+def test_whom_the_adapter_has_learnt_from_is_not_in_the_table(data, tmp_path):
+    users = [e.user_id for e in data.episodes("train")]
+    about = {"data": "custom", "left_out": marks(users[2:])}
+    (tmp_path / METADATA_FILE).write_text(json.dumps(about))
+    assert [e.user_id for e in unknown_to(str(tmp_path), data)] == users[2:]
+    assert unknown_to(None, data) == data.episodes("train")
+    (tmp_path / METADATA_FILE).write_text(json.dumps(about | {"left_out": []}))
+    with pytest.raises(InputError, match="has learnt from all of these users"):
+        unknown_to(str(tmp_path), data)
 
 
 def test_the_report_has_a_row_for_every_learner(tmp_path, capsys, monkeypatch):
