@@ -46,14 +46,24 @@ def test_a_run_is_drawn_from_its_tensorboard_files(tmp_path, monkeypatch):
     run.test(model, users, verbose=False)
 
 
-def test_a_pie_names_its_sentences(tmp_path):
+def test_bars_name_their_sentences(tmp_path):
     """Labels once said "reasoning 2", which nobody can look up."""
     long = "Think of what the user has seen most often, then of what is new to them."
     patterns = load(tmp_path, MINIMAL.replace("Rank all {n_candidates}.", long))
     figure = charts.user_distribution(torch.tensor([[1, 0, 1, 0]]), [4], patterns)
-    labels = [" ".join(t.get_text().split()) for axis in figure.axes for t in axis.texts]
+    ticks = [tick for axis in figure.axes for tick in axis.get_yticklabels()]
+    labels = [" ".join(tick.get_text().split()) for tick in ticks]
     assert {"no role", "4 items", "Write titles."} <= set(labels)
     assert "Think of what the user has seen most often, then of what …" in labels
+
+
+def test_bars_are_the_shares_of_the_users(tmp_path):
+    patterns = load(tmp_path, MINIMAL)
+    actions = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+    figure = charts.user_distribution(actions, [2, 2, 4, 4], patterns)
+    told = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert told[:2] == [["25 %", "75 %"], ["50 %", "50 %"]]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [25, 75]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -51,24 +51,26 @@ def user_distribution(
         patterns: The options.
         n_candidates: ``M``.
     """
-    names = patterns.names
-    figure = Figure(figsize=(4 * len(names), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
-        if name == "history":
-            lengths, counts = torch.tensor(shown).unique(return_counts=True)
-            labels = [f"{n} items" for n in lengths.tolist()]
-        else:
-            counts = torch.bincount(actions[:, k], minlength=patterns.n_actions[k])
-            words = [patterns.label(name, n, n_candidates) for n in range(len(counts))]
-            labels = [fill(w, 22) if c else "" for w, c in zip(words, counts.tolist(), strict=True)]
-        axis.pie(
-            counts.tolist(),
-            labels=labels,
-            textprops={"fontsize": "small"},
-            autopct=lambda share: f"{share:.0f} %" if share >= 4 else "",
-        )
-        axis.set_title(f"{name}: users by option")
+    of_pattern: dict[str, dict[int, float]] = {}
+    for k, name in enumerate(patterns.names):
+        chosen = torch.tensor(shown) if name == "history" else actions[:, k]
+        options, counts = chosen.unique(return_counts=True)
+        shares = (100 * counts / len(chosen)).tolist()
+        of_pattern[name] = dict(zip(options.tolist(), shares, strict=True))
+    n_bars = [len(shares) for shares in of_pattern.values()]
+    figure = Figure(figsize=(8, 0.6 * len(n_bars) + 0.35 * sum(n_bars)), layout="constrained")
+    axes = figure.subplots(len(n_bars), squeeze=False, sharex=True, height_ratios=n_bars)[:, 0]
+    for axis, (name, users) in zip(axes, of_pattern.items(), strict=True):
+        words = [
+            f"{option} items" if name == "history" else patterns.label(name, option, n_candidates)
+            for option in users
+        ]
+        bars = axis.barh(range(len(users)), users.values())
+        axis.bar_label(bars, fmt="{:.0f} %", padding=3)
+        axis.set_yticks(range(len(users)), [fill(each, 50) for each in words], fontsize="small")
+        axis.invert_yaxis()
+        axis.set_title(f"{name}: users by option", loc="left", fontsize="medium")
+    axes[-1].set(xlim=(0, 110), xlabel="% of the users")
     return figure
 
 
