@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.worlds import (
     LENGTHS,
+    PATTERNS,
     KnownEnvironment,
     PlantedWorld,
     Spreads,
@@ -85,10 +86,11 @@ def learner(make: type[PromptLearner[Any]], per_epoch: str | None, **options: An
         n_epochs = N_EPOCHS if per_epoch else budget.draws
         asked = {per_epoch: budget.draws // N_EPOCHS} if per_epoch else {}
         made = kind(
-            patterns=world.file, history_lengths=list(LENGTHS), n_static_prompts=1,
+            patterns=PATTERNS, history_lengths=list(LENGTHS), n_static_prompts=1,
             policy_seed=seed, **asked, **options,
         )  # fmt: skip
         made.patterns = world.patterns
+        made.static_actions = torch.full((len(world.patterns.names),), -1)
         trainer = Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=n_epochs,
             enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,

@@ -48,13 +48,11 @@ class World(ABC):
     """Users, and what every prompt is worth for each of them.
 
     Attributes:
-        file: Patterns file.
-        patterns: The options, those of the file or some of them.
+        patterns: The options.
         vectors: Of the users, ``(n_users, D)``.
         history_lengths: Of the users, ``(n_users,)``.
     """
 
-    file: str
     patterns: Patterns
     vectors: Tensor
     history_lengths: NDArray[np.int64]
@@ -112,8 +110,6 @@ class PlantedWorld(World):
         dim: Width of the users' vectors, all of which personal effects depend on.
     """
 
-    file = PATTERNS
-
     def __init__(
         self, spreads: Spreads, seed: int, n_users: int = 2000, n_targets: int = 1, dim: int = 8
     ) -> None:
@@ -169,8 +165,6 @@ class TableWorld(World):
         path: Parquet file of :mod:`benchmarks.reward_table`.
         model: Rows of which model.
     """
-
-    file = TABLE_PATTERNS
 
     def __init__(self, path: Path, model: str) -> None:
         table = pl.read_parquet(path).filter(pl.col("model") == model).sort("user", "number")

@@ -86,6 +86,17 @@ def test_the_table_has_every_prompt_of_every_user_and_target(rewards):
     )
 
 
+@pytest.mark.parametrize("name", ["RPP, reward model", "PPO-4", "best of 8 static"])
+def test_learners_play_on_the_table(rewards, monkeypatch, name):
+    monkeypatch.setattr(learners, "N_VALIDATION", 1)
+    world = TableWorld(rewards, "custom, frozen")
+    gain, n_calls = play(name, world, Budget(users=1, draws=4, targets=2), seed=0)
+    of_user = world.scores.mean(dim=1).flatten(1)
+    gains = (of_user - of_user.mean(dim=1, keepdim=True)).flatten()
+    assert (gains - gain).abs().min() < 1e-6  # that of a prompt of the table, for one user
+    assert n_calls == 8
+
+
 def test_whom_the_adapter_has_learnt_from_is_not_in_the_table(data, tmp_path):
     users = [e.user_id for e in data.episodes("train")]
     about = {"data": "custom", "left_out": marks(users[2:])}
