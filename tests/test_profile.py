@@ -251,7 +251,8 @@ def test_the_pipeline_with_a_profile(tmp_path, learn, n_agents):
             if learn:
                 assert prompt.n_history == PATTERNS.manual.history
     figure = charts.user_distribution(actions, [p.n_history for p in step.prompts], model.patterns)
-    assert [axis.get_title("left").split(":")[0] for axis in figure.axes] == list(model.patterns.names)
+    titles = [axis.get_title("left").split(":")[0] for axis in figure.axes]
+    assert titles == list(model.patterns.names)
     row = run.predict(model, users)[0][0]
     assert set(row["sentences"]) == {"role", "history", "reasoning", "format", "profile"}
     assert "chosen" not in row
