@@ -44,6 +44,25 @@ def test_the_best_prompt_for_all_is_found(tmp_path, exploration):
     assert chosen(model, users.episodes("test")) == [3] * 20
 
 
+@pytest.mark.parametrize(
+    ("options", "least", "most"), [({}, 0.8, 1), ({"exploration": "uniform"}, 0, 0.2)]
+)
+def test_thompson_sampling_is_the_default_and_asks_good_prompts_more_often(
+    tmp_path, options, least, most
+):
+    users = MadeUpUsers(n_train=80, n_validation=4, n_test=4)
+    model = learner(**options)
+    env = environment(planted(users, lambda user: 3))
+    trainer(tmp_path, env, max_epochs=3, limit_val_batches=0).fit(model, users)
+    at = model.patterns.names.index("reasoning")
+    first, last = (
+        (model.logged.actions[rows, at] == 3).double().mean()
+        for rows in (slice(160), slice(-160, None))
+    )
+    assert first < 0.2  # of nine sentences
+    assert least <= last <= most
+
+
 def test_two_kinds_of_users_are_told_apart(tmp_path):
     users = MadeUpUsers(n_train=200, n_validation=4, n_test=50)
 
