@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import io
 import math
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cli_setup import command, weights
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
-from rpp.cli import main, run
+from rpp.cli import main, reporting_mistakes, run
 from rpp.learners.rpp import RPP
 from rpp.runs import WholeCheckpoints, only_fit, resolve_checkpoint
 from rpp.terminal import SafeStream
@@ -223,3 +228,28 @@ def test_a_closed_pipe_or_a_terminal_without_the_sign_ends_nothing():
     SafeStream(narrow).write("Δ NDCG")
     narrow.flush()
     assert narrow.buffer.getvalue() == b"? NDCG"
+
+
+def test_sigterm_ends_a_run_within_a_hook(monkeypatch, tmp_path):
+    """A comparison, all of which is one hook, once went on for as long as it took."""
+
+    class Long(BoringModel):
+        went_on = False
+
+        def on_test_epoch_end(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.went_on = True
+
+    model = Long()
+    test = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False,
+                   enable_progress_bar=False, default_root_dir=tmp_path).test  # fmt: skip
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for name, value in (("argv", ["train.py"]), ("stdout", sys.stdout), ("stderr", sys.stderr)):
+        monkeypatch.setattr(sys, name, value)  # put back afterwards, as the handlers are
+    try:
+        with pytest.raises(SystemExit):
+            reporting_mistakes(lambda _: test(model), None)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not model.went_on

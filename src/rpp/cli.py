@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -288,12 +289,15 @@ def reporting_mistakes(
 ) -> Result:
     """Run a command; what the user can mend becomes one sentence and exit code 2.
 
+    SIGTERM ends it like Ctrl-C: Lightning alone would wait for the end of a hook.
+
     Args:
         command: What runs it.
         args: In tests, in place of the command line.
     """
     if args is None:
         sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         return command(args)
