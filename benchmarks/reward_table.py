@@ -29,7 +29,7 @@ from rpp.baselines.evidence import RecommenderEvidence
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.llms.cache import ReplyCache, default_folder
 from rpp.llms.huggingface import HuggingFaceLanguageModel
-from rpp.llms.tuned import n_learnt_from
+from rpp.llms.tuned import left_out, marks
 from rpp.prompts.static import StaticPrompt
 from rpp.ranker import Ranker
 from rpp.rollout import Environment
@@ -73,10 +73,11 @@ def unknown_to(adapter: str | None, data: EpisodeDataModule) -> list[Episode]:
     Raises:
         InputError: If it has learnt from all.
     """
-    episodes, name = data.episodes("train"), data.settings.name
-    if adapter is None:
+    episodes = data.episodes("train")
+    known = None if adapter is None else left_out(adapter).get(data.settings.name)
+    if known is None:
         return episodes
-    unknown = [e for e in episodes if not n_learnt_from(adapter, name, [e.user_id])]
+    unknown = [each for each in episodes if known.issuperset(marks([each.user_id]))]
     if not unknown:
         raise InputError(f"{adapter} has learnt from all of these users: take others by --data")
     return unknown
