@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
+from rpp.llms.blocks import attend_in_blocks, blocks
 from rpp.llms.lines import Lines
 from rpp.llms.tree import Tree, attention_mask, batch_trees
 from rpp.types import InputError
@@ -59,6 +61,8 @@ class Decoder:
         self.pad = pad
         self.device = _entrance(network)
         self.dtype = network.dtype
+        # a GPU computes all pairs, by one kernel (benchmarks/gpu_attention.py)
+        self.in_blocks = self.device.type == "cpu" and attend_in_blocks(network)
         config = network.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if not kinds <= ATTENTION or not hasattr(config, "num_attention_heads"):
@@ -99,8 +103,7 @@ class Decoder:
 
     def _pass(self, trees: Sequence[Tree], cache: DynamicCache | None) -> Tensor:
         """Output of the decoder for every node, ``(B, N, D)``."""
-        if self.window is not None:
-            self._check_window(1 + max(depth for tree in trees for depth in tree.depths))
+        self._check_depths(trees)
         batch = batch_trees(trees, self.pad, self.dtype)
         hidden: Tensor = self.network.get_decoder()(
             input_ids=batch.ids.to(self.device),
@@ -110,6 +113,28 @@ class Decoder:
             use_cache=cache is not None,
         ).last_hidden_state
         return hidden
+
+    def _outputs(self, trees: Sequence[Tree]) -> tuple[Tensor, list[int]]:
+        """Output for the nodes of all trees, ``(N, D)``, and the place of each tree's first."""
+        if not self.in_blocks or all(tree.is_text for tree in trees):
+            hidden = self._pass(trees, None)
+            return hidden.flatten(0, 1), [row * hidden.shape[1] for row in range(len(trees))]
+        self._check_depths(trees)
+        ids = torch.tensor([[token for tree in trees for token in tree.tokens]])
+        positions = torch.tensor([[depth for tree in trees for depth in tree.depths]])
+        output: Tensor = self.network.get_decoder()(
+            input_ids=ids,
+            attention_mask=torch.zeros(1, 1, 1, 1, dtype=self.dtype),  # every block has its own
+            position_ids=positions,
+            use_cache=False,
+            tree_blocks=blocks(trees, self.dtype),
+        ).last_hidden_state
+        return output[0], [0, *accumulate(map(len, trees[:-1]))]
+
+    def _check_depths(self, trees: Sequence[Tree]) -> None:
+        """Refuse texts longer than the attention window of a layer."""
+        if self.window is not None:
+            self._check_window(1 + max(depth for tree in trees for depth in tree.depths))
 
     def _check_window(self, length: int) -> None:
         """Refuse texts longer than the attention window of a layer."""
@@ -135,27 +160,26 @@ class Decoder:
         Returns:
             One number per pair, tree by tree, on the CPU in double precision.
         """
-        hidden = self._pass(trees, None)
-        pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
-        rows = torch.tensor([row for row, nodes, _ in pairs for _ in nodes]).to(hidden.device)
-        columns = torch.tensor([node for _, nodes, _ in pairs for node in nodes]).to(hidden.device)
+        hidden, starts = self._outputs(trees)
+        pairs = [
+            (start, *pair) for start, some in zip(starts, wanted, strict=True) for pair in some
+        ]
+        places = torch.tensor([start + node for start, nodes, _ in pairs for node in nodes])
         tokens = torch.tensor([token for *_, some in pairs for token in some])
         owners = torch.tensor([k for k, (*_, some) in enumerate(pairs) for _ in some])
+        order = places.argsort()  # continuations begin at the same node: its distribution is one
         parts = [
-            self._token_log_probs(hidden[r, c], t)
-            for r, c, t in zip(
-                rows.split(LOGIT_ROWS),
-                columns.split(LOGIT_ROWS),
-                tokens.split(LOGIT_ROWS),
-                strict=True,
-            )
+            self._token_log_probs(hidden, places[some], tokens[some])
+            for some in order.split(LOGIT_ROWS)
         ]
-        return torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, owners, torch.cat(parts))
+        log_probs = torch.zeros(len(pairs), dtype=torch.float64)
+        return log_probs.index_add_(0, owners[order], torch.cat(parts))
 
-    def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        logits = self.logits(hidden)
-        chosen = logits.gather(1, tokens[:, None].to(logits.device)).squeeze(1)
-        log_probs: Tensor = (chosen - logits.logsumexp(dim=1)).cpu().double()
+    def _token_log_probs(self, hidden: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability of a token after each of some nodes, on the CPU."""
+        nodes, rows = places.unique_consecutive(return_inverse=True)
+        after = self.logits(hidden[nodes.to(hidden.device)]).log_softmax(dim=1)
+        log_probs: Tensor = after[rows.to(after.device), tokens.to(after.device)].cpu().double()
         return log_probs
 
     def logits(self, hidden: Tensor) -> Tensor:

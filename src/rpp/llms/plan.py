@@ -77,6 +77,7 @@ def plan(
         Batches; every prompt is in one of them, one that does not fit alone in its batch.
     """
     on_cpu = decoder.device.type == "cpu"
+    in_blocks = decoder.in_blocks and not room  # without padding, and without the other pairs
     groups = [[row] for row in range(len(prompt_ids))]
     if share:
         sizes = [
@@ -85,7 +86,8 @@ def plan(
         widest = CPU_PASS if on_cpu else 4 * CPU_PASS
         while widest > 1 and decoder.n_bytes(widest, 1) > max_bytes:
             widest //= 2
-        groups = group(prompt_ids, sizes, pair_cost=decoder.pair_cost, max_size=widest)
+        pair_cost = 0.0 if in_blocks else decoder.pair_cost
+        groups = group(prompt_ids, sizes, pair_cost=pair_cost, max_size=widest)
 
     def build(rows: Sequence[int]) -> Tree:
         tree = Tree()
@@ -111,7 +113,8 @@ def plan(
 
     def passes(width: int, numbers: Sequence[int]) -> bool:
         """Whether some trees fit into one forward pass."""
-        if on_cpu and width * len(numbers) > CPU_PASS:
+        padded = sum(lengths[k] for k in numbers) if in_blocks else width * len(numbers)
+        if on_cpu and padded > CPU_PASS:
             return False
         return decoder.n_bytes(width, len(numbers)) <= max_bytes
 
