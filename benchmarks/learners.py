@@ -3,7 +3,7 @@
 Every learner runs as it is, through the trainer, in planted worlds and on a table of real rewards
 (:mod:`benchmarks.worlds`), for many seeds and without a call to a language model. Printed are the
 gain over random prompts on users it has not seen, its 95 % interval over seeds, its lowest
-twentieth, and the calls of the fit. A chart shows gain against calls.
+twentieth, and the calls of the fit; a chart shows the same.
 """
 
 from __future__ import annotations
@@ -188,18 +188,22 @@ HEADER = "| world | learner | calls | gain [95 %] | lowest twentieth | seeds |\n
 
 
 def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Gain against calls, one panel a world."""
+    """Gain and lowest twentieth of every learner, one panel a world; calls are with the names."""
     frame = pl.DataFrame(rows)
     worlds = frame["world"].unique(maintain_order=True).to_list()
-    figure, axes = plt.subplots(1, len(worlds), figsize=(4 * len(worlds), 4), squeeze=False)
+    size = (4 + 3.5 * len(worlds), 1 + 0.3 * frame["learner"].n_unique())
+    figure, axes = plt.subplots(1, len(worlds), figsize=size, squeeze=False, sharey=True)
     for ax, world in zip(axes[0], worlds, strict=True):
-        for row in frame.filter(pl.col("world") == world).iter_rows(named=True):
-            error = [[row["gain"] - row["low"]], [row["high"] - row["gain"]]]
-            ax.errorbar(row["calls"], row["gain"], error, fmt="o", label=row["learner"])
-        ax.set(xscale="log", xlabel="calls of the fit", title=world)
-        ax.axhline(0, color="grey", linewidth=0.8)
-    axes[0, 0].set_ylabel("gain in NDCG@10 over random prompts")
-    axes[0, -1].legend(fontsize="x-small")
+        own = frame.filter(pl.col("world") == world)
+        names = [f"{name}, {calls:,} calls" for name, calls in own["learner", "calls"].iter_rows()]
+        gain = own["gain"].to_numpy()
+        error = [gain - own["low"].to_numpy(), own["high"].to_numpy() - gain]
+        ax.errorbar(gain, names, xerr=error, fmt="o", label="mean and 95 % interval")
+        ax.plot(own["lowest twentieth"], names, "|", color="grey", label="lowest twentieth")
+        ax.axvline(0, color="grey", linewidth=0.8)
+        ax.set(title=world, xlabel="gain in NDCG@10 over random prompts")
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].legend(fontsize="x-small")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
