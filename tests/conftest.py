@@ -21,8 +21,8 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures in the processes that run tests; the one that hands them out needs none."""
-    runs_tests = hasattr(config, "workerinput") or not config.getoption("tx", None)
-    if runs_tests:
+    shares_out = config.getoption("dist", "no") != "no" and config.getoption("tx", None)
+    if not shares_out or hasattr(config, "workerinput") or config.getoption("collectonly"):
         config.pluginmanager.import_plugin("shared_fixtures")
 
 

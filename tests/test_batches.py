@@ -76,6 +76,16 @@ def test_a_shared_tree_is_no_larger_than_the_memory(make_llm):
         assert sorted(row for batch in planned for row in batch.rows) == [*range(len(prompt_ids))]
 
 
+@pytest.mark.parametrize(("in_blocks", "n_passes"), [(True, 1), (False, 2)])
+def test_padding_counts_only_where_there_is_some(make_llm, in_blocks, n_passes):
+    """2,000 + 20 x 100 tokens are one pass of a CPU; padded to 2,000 each they would be 42,000."""
+    decoder = make_llm().decoder
+    decoder.in_blocks = in_blocks
+    texts = [[1] * 2000, *([2] * 100 for _ in range(20))]
+    planned = plan(decoder, texts, [[[]]] * 21, room=0, max_bytes=10**9, share=False)
+    assert sum(len(batch.passes) for batch in planned) == n_passes
+
+
 def test_a_batch_too_large_for_the_memory_is_halved(tiny_llm, make_llm, monkeypatch):
     """The estimate of what fits may be wrong; the answer is the same."""
     small = make_llm()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
-from rpp.llms.blocks import attend_in_blocks, blocks
+from rpp.llms.blocks import NoBlocksError, attend_in_blocks, attend_to_all, blocks, no_mask
 from rpp.llms.lines import Lines
 from rpp.llms.tree import Tree, attention_mask, batch_trees
 from rpp.types import InputError
@@ -48,6 +47,8 @@ class Prefilled:
 class Decoder:
     """A frozen causal network and the forward passes of the decodings.
 
+    On a CPU the network's attention is set to :func:`rpp.llms.blocks.tree_attention`, if it can be.
+
     Args:
         network: The network.
         pad: Padding token.
@@ -61,8 +62,6 @@ class Decoder:
         self.pad = pad
         self.device = _entrance(network)
         self.dtype = network.dtype
-        # a GPU computes all pairs, by one kernel (benchmarks/gpu_attention.py)
-        self.in_blocks = self.device.type == "cpu" and attend_in_blocks(network)
         config = network.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if not kinds <= ATTENTION or not hasattr(config, "num_attention_heads"):
@@ -70,6 +69,8 @@ class Decoder:
                 f"{config.model_type} has layers that are not attention, whose texts cannot be"
                 " computed together: serve it (vLLM, SGLang) and use conf/llm/server.yaml"
             )
+        # a GPU computes all pairs, by one kernel (benchmarks/gpu_attention.py)
+        self.in_blocks = self.device.type == "cpu" and attend_in_blocks(network)
         self.window = _window(config)
         self.hidden = int(config.hidden_size)
         self.n_layers = int(config.num_hidden_layers)
@@ -88,7 +89,7 @@ class Decoder:
         """Memory that a pass takes beside the weights.
 
         Args:
-            width: Nodes of every tree, padding included.
+            width: Nodes of every tree, padding included; more than attention in blocks needs.
             n_trees: Number of trees.
             kept: Key-value positions kept for generation.
         """
@@ -104,6 +105,12 @@ class Decoder:
     def _pass(self, trees: Sequence[Tree], cache: DynamicCache | None) -> Tensor:
         """Output of the decoder for every node, ``(B, N, D)``."""
         self._check_depths(trees)
+        if self.in_blocks and cache is None:
+            try:
+                return self._in_blocks(trees)
+            except NoBlocksError:
+                self.in_blocks = False
+                attend_to_all(self.network)
         batch = batch_trees(trees, self.pad, self.dtype)
         hidden: Tensor = self.network.get_decoder()(
             input_ids=batch.ids.to(self.device),
@@ -114,22 +121,16 @@ class Decoder:
         ).last_hidden_state
         return hidden
 
-    def _outputs(self, trees: Sequence[Tree]) -> tuple[Tensor, list[int]]:
-        """Output for the nodes of all trees, ``(N, D)``, and the place of each tree's first."""
-        if not self.in_blocks or all(tree.is_text for tree in trees):
-            hidden = self._pass(trees, None)
-            return hidden.flatten(0, 1), [row * hidden.shape[1] for row in range(len(trees))]
-        self._check_depths(trees)
-        ids = torch.tensor([[token for tree in trees for token in tree.tokens]])
-        positions = torch.tensor([[depth for tree in trees for depth in tree.depths]])
+    def _in_blocks(self, trees: Sequence[Tree]) -> Tensor:
+        """The same by attention in blocks, without padding; ``(B, N, D)``."""
         output: Tensor = self.network.get_decoder()(
-            input_ids=ids,
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=self.dtype),  # every block has its own
-            position_ids=positions,
+            input_ids=torch.tensor([[token for tree in trees for token in tree.tokens]]),
+            attention_mask=no_mask(self.dtype),
+            position_ids=torch.tensor([[depth for tree in trees for depth in tree.depths]]),
             use_cache=False,
-            tree_blocks=blocks(trees, self.dtype),
+            tree_blocks=[blocks(tree, self.dtype) for tree in trees],
         ).last_hidden_state
-        return output[0], [0, *accumulate(map(len, trees[:-1]))]
+        return pad_sequence(output[0].split([len(tree) for tree in trees]), batch_first=True)
 
     def _check_depths(self, trees: Sequence[Tree]) -> None:
         """Refuse texts longer than the attention window of a layer."""
@@ -160,16 +161,15 @@ class Decoder:
         Returns:
             One number per pair, tree by tree, on the CPU in double precision.
         """
-        hidden, starts = self._outputs(trees)
-        pairs = [
-            (start, *pair) for start, some in zip(starts, wanted, strict=True) for pair in some
-        ]
-        places = torch.tensor([start + node for start, nodes, _ in pairs for node in nodes])
+        hidden = self._pass(trees, None)
+        pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
+        width = hidden.shape[1]
+        places = torch.tensor([row * width + node for row, nodes, _ in pairs for node in nodes])
         tokens = torch.tensor([token for *_, some in pairs for token in some])
         owners = torch.tensor([k for k, (*_, some) in enumerate(pairs) for _ in some])
         order = places.argsort()  # continuations begin at the same node: its distribution is one
         parts = [
-            self._token_log_probs(hidden, places[some], tokens[some])
+            self._token_log_probs(hidden.flatten(0, 1), places[some], tokens[some])
             for some in order.split(LOGIT_ROWS)
         ]
         log_probs = torch.zeros(len(pairs), dtype=torch.float64)

@@ -9,7 +9,7 @@ from rpp.llms.decoder import Decoder
 from rpp.llms.tree import Tree, batches, group
 
 CPU_PASS = 4096
-"""Padded tokens per forward pass on a CPU, where larger passes are no faster."""
+"""Tokens per forward pass on a CPU, where larger passes are no faster."""
 
 CPU_ROWS = 32
 """Replies generated at once on a CPU, likewise."""
@@ -113,8 +113,8 @@ def plan(
 
     def passes(width: int, numbers: Sequence[int]) -> bool:
         """Whether some trees fit into one forward pass."""
-        padded = sum(lengths[k] for k in numbers) if in_blocks else width * len(numbers)
-        if on_cpu and padded > CPU_PASS:
+        n_nodes = sum(lengths[k] for k in numbers) if in_blocks else width * len(numbers)
+        if on_cpu and n_nodes > CPU_PASS:
             return False
         return decoder.n_bytes(width, len(numbers)) <= max_bytes
 
