@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import learners
-from benchmarks.learners import CHOOSERS, Budget, play
+from benchmarks.learners import CHOOSERS, TABLE, Budget, play
 from benchmarks.reward_table import every_prompt, table, unknown_to
 from benchmarks.worlds import PlantedWorld, Spreads, TableWorld, table_patterns
 from rpp.data.datamodule import EpisodeDataModule
@@ -119,3 +119,18 @@ def test_the_report_has_a_row_for_every_learner(tmp_path, capsys, monkeypatch):
     assert all(f"| {name} |" in out.read_text() for name in names)
     assert out.with_suffix(".png").stat().st_size > 5000
     assert capsys.readouterr().out.splitlines()[2:] == lines[2:]
+
+
+def test_the_table_of_the_project():
+    """At least 150 users, two targets and 64 prompts of each model; no prompt is best for all."""
+    assert TABLE.stat().st_size < 2_000_000
+    models = pl.read_parquet(TABLE)["model"].unique().sort().to_list()
+    assert models == ["ml-100k, frozen", "ml-100k, smollm2-ml-100k-evidence"]
+    for model in models:
+        world = TableWorld(TABLE, model)
+        scores = world.scores.flatten(2)
+        assert len(scores) >= 150
+        assert scores.shape[1:] == (2, 64)
+        assert (world.patterns.n_actions, len(world.vectors)) == ((4, 2, 8), len(scores))
+        assert 0 < scores.min() < scores.max() == 1
+        assert len(scores.argmax(dim=2).unique()) > 10
