@@ -203,7 +203,8 @@ def chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ax.axvline(0, color="grey", linewidth=0.8)
         ax.set(title=world, xlabel="gain in NDCG@10 over random prompts")
     axes[0, 0].invert_yaxis()
-    axes[0, 0].legend(fontsize="x-small")
+    marks = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*marks, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2, fontsize="small")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
