@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from rpp.llms.base import ScriptedLanguageModel
+from rpp.llms.tree import Tree
 from rpp.prompts.compose import Prompt
 
 # peft 0.21 reads an attribute that transformers 5 has renamed
@@ -15,6 +16,14 @@ PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is depreca
 LETTERS = tuple("ABCDEFGHIJ")
 
 KEY = "sk-planted-4f9Qz81Xw"
+
+
+def tree_of(*sequences):
+    """The prompt tree of some token sequences."""
+    tree = Tree()
+    for sequence in sequences:
+        tree.add(sequence)
+    return tree
 
 
 def prompts_for(episodes, answer="titles"):

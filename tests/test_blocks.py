@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from helpers import tree_of
 
 from rpp.llms import blocks as module
 from rpp.llms.blocks import attend_in_blocks, blocks
 from rpp.llms.decoder import Decoder
-from rpp.llms.tree import Tree
 
 PROMPT = [7, 8, 9, 1]
-
-
-def tree_of(*sequences):
-    tree = Tree()
-    for sequence in sequences:
-        tree.add(sequence)
-    return tree
 
 
 SIZES = {

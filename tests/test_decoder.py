@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import tree_of
 
 from rpp.llms.decoder import Decoder
 from rpp.llms.lines import Lines
-from rpp.llms.tree import Tree
 from rpp.types import InputError
 
 # weights[a][b] : weights[a][c] is how much more probable b is than c after token a
@@ -43,13 +43,6 @@ class Bigrams:
             return SimpleNamespace(last_hidden_state=torch.eye(4)[input_ids])
 
         return decode
-
-
-def tree_of(*sequences):
-    tree = Tree()
-    for sequence in sequences:
-        tree.add(sequence)
-    return tree
 
 
 def test_log_probabilities_by_hand():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import tree_of
 
 from rpp.llms.plan import Batch
 from rpp.llms.tree import Tree, batch_trees, batches, common_length, group
@@ -12,10 +13,7 @@ from rpp.llms.tree import Tree, batch_trees, batches, common_length, group
 @pytest.fixture
 def tree():
     """Prompts 7 8 9 and 7 8 5 6, and one that begins otherwise."""
-    tree = Tree()
-    for sequence in ([7, 8, 9], [7, 8, 5, 6], [3]):
-        tree.add(sequence)
-    return tree
+    return tree_of([7, 8, 9], [7, 8, 5, 6], [3])
 
 
 def test_common_tokens_are_stored_once(tree):

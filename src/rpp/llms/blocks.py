@@ -130,8 +130,3 @@ def attend_in_blocks(network: PreTrainedModel) -> bool:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         decoder.set_attn_implementation(NAME)
     return bool(config._attn_implementation == NAME)
-
-
-def attend_to_all(network: PreTrainedModel) -> None:
-    """Set it back to ``sdpa``."""
-    network.get_decoder().set_attn_implementation("sdpa")

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
-from rpp.llms.blocks import NoBlocksError, attend_in_blocks, attend_to_all, blocks, no_mask
+from rpp.llms.blocks import NoBlocksError, attend_in_blocks, blocks, no_mask
 from rpp.llms.lines import Lines
 from rpp.llms.tree import Tree, attention_mask, batch_trees
 from rpp.types import InputError
@@ -107,10 +107,9 @@ class Decoder:
         self._check_depths(trees)
         if self.in_blocks and cache is None:
             try:
-                return self._in_blocks(trees)
-            except NoBlocksError:
+                return self._pass_in_blocks(trees)
+            except NoBlocksError:  # without blocks this attention is `sdpa`
                 self.in_blocks = False
-                attend_to_all(self.network)
         batch = batch_trees(trees, self.pad, self.dtype)
         hidden: Tensor = self.network.get_decoder()(
             input_ids=batch.ids.to(self.device),
@@ -121,7 +120,7 @@ class Decoder:
         ).last_hidden_state
         return hidden
 
-    def _in_blocks(self, trees: Sequence[Tree]) -> Tensor:
+    def _pass_in_blocks(self, trees: Sequence[Tree]) -> Tensor:
         """The same by attention in blocks, without padding; ``(B, N, D)``."""
         output: Tensor = self.network.get_decoder()(
             input_ids=torch.tensor([[token for tree in trees for token in tree.tokens]]),
@@ -161,15 +160,15 @@ class Decoder:
         Returns:
             One number per pair, tree by tree, on the CPU in double precision.
         """
-        hidden = self._pass(trees, None)
+        outputs = self._pass(trees, None)
+        width, hidden = outputs.shape[1], outputs.flatten(0, 1)
         pairs = [(row, *pair) for row, some in enumerate(wanted) for pair in some]
-        width = hidden.shape[1]
         places = torch.tensor([row * width + node for row, nodes, _ in pairs for node in nodes])
         tokens = torch.tensor([token for *_, some in pairs for token in some])
         owners = torch.tensor([k for k, (*_, some) in enumerate(pairs) for _ in some])
         order = places.argsort()  # continuations begin at the same node: its distribution is one
         parts = [
-            self._token_log_probs(hidden.flatten(0, 1), places[some], tokens[some])
+            self._token_log_probs(hidden, places[some], tokens[some])
             for some in order.split(LOGIT_ROWS)
         ]
         log_probs = torch.zeros(len(pairs), dtype=torch.float64)
