@@ -34,6 +34,9 @@ class Fixed:
         self.asked.append((source, len(episodes)))
         return [self.by_source[source]] * len(episodes)
 
+    def z_scores(self, source, episodes):
+        return [tuple(2.5 - k for k in range(10))] * len(episodes)
+
     def similarities(self, episode):
         return [float(-k) for k, _ in enumerate(episode.history)]
 

@@ -52,6 +52,26 @@ def test_evidence_stands_before_the_reasoning(
     assert patterns.describe("evidence", option) == words
 
 
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ("very: 2, rather: 1.5, so-so: 0.5", ["{3}, very", "{0}, so-so"]),  # 2.5, 1.5 and 0.5
+        ("very: 2.5", []),  # a bound is not above itself, and without a title there is no sentence
+    ],
+)
+def test_grades_tell_how_strongly_titles_are_recommended(tmp_path, tiny_episodes, bounds, said):
+    """The word with the highest bound below the z-score; nothing of what is below all."""
+    graded = EVIDENCE.replace('"They saw: {titles}."', f'"Saw: {{titles}}.", grades: {{{bounds}}}')
+    patterns = load(tmp_path, MINIMAL + graded.replace("first: 1", "first: 3"))
+    episode = tiny_episodes[0]
+    (prompt,) = compose(
+        [episode], patterns, [[0, 0, 1, 0, 3]], [2], Display(), evidence=Fixed(**ORDERS)
+    )
+    titles = [item.title for item in episode.candidates]
+    sentences = [f"Saw: {'; '.join(said)}."] if said else []
+    assert prompt.sentences[-1] == " ".join([*sentences, "Near: {5}!"]).format(*titles)
+
+
 def without_evidence(patterns):
     """The same patterns without evidence."""
     return replace(patterns, evidence=None)
@@ -107,6 +127,7 @@ def test_four_patterns_stay_four(patterns, tmp_path):
     plain = load(tmp_path, MINIMAL)
     assert plain.names == ("role", "history", "reasoning", "format")
     assert plain.fingerprint == "6e0a350f2a79c849"  # as checkpoints have written down
+    assert patterns.fingerprint == "93baafa69f8f277c"  # the same without grades
     assert patterns.names == (*plain.names, "evidence")
     assert patterns.n_actions == (*plain.n_actions, 4)
 
@@ -118,8 +139,9 @@ def test_four_patterns_stay_four(patterns, tmp_path):
         ("seed: 1", "seed: 2"),
         ("AtRandom}", "AllAlike}"),
         ("second: 2", "second: 3"),
+        ("seed: 1}}", "seed: 1}, grades: {very: 1}}"),
     ],
-    ids=["sentence", "argument", "class", "k"],
+    ids=["sentence", "argument", "class", "k", "grades"],
 )
 def test_a_policy_fits_only_its_own_evidence(patterns, tmp_path, old, new):
     other = load(tmp_path, MINIMAL + EVIDENCE.replace(old, new, 1))
@@ -151,6 +173,9 @@ def test_what_is_not_learnt_names_nothing_or_the_manual_option(tmp_path, tiny_ep
         ("options: [{}, ", "options: [3, ", "expected keys and values, found 3"),
         ("[{}, {first: 1}, {second: 2}, {first: 1, second: 1}]", "[]", "has no options"),
         ("class_path", "class", "did you mean 'class_path'"),
+        ("seed: 1}}", "seed: 1}, grades: {a: 0, b: 1}}", "give the highest z-score first"),
+        ("seed: 1}}", "seed: 1}, grades: {a: 1, b: 1}}", "give the highest z-score first"),
+        ("seed: 1}}", "seed: 1}, grades: {a: high}}", "expected a number, found 'high'"),
     ],
 )
 def test_mistakes_are_named(tmp_path, old, new, message):
@@ -163,9 +188,11 @@ def test_a_manual_option_must_exist(tmp_path):
         load(tmp_path, WITH_EVIDENCE + MANUAL.replace("}", ", evidence: 5}"))
 
 
-@pytest.mark.parametrize("domain", ["movies", "games", "music"])
-def test_the_project_has_evidence_for_every_domain(domain):
-    patterns = load_patterns(f"conf/patterns/{domain}_evidence.yaml")
+@pytest.mark.parametrize(
+    "name", ["movies_evidence", "movies_graded", "games_evidence", "music_evidence"]
+)
+def test_the_project_has_evidence_for_every_domain(name):
+    patterns = load_patterns(f"conf/patterns/{name}.yaml")
     assert patterns.describe("evidence", 0) == "nothing"
     assert patterns.names[-1] == "evidence"
     assert patterns.manual is not None

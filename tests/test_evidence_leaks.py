@@ -235,6 +235,18 @@ def test_orders_agree_with_the_recommender(folder):
     ]  # fmt: skip
 
 
+def test_z_scores_are_those_of_the_order(tiny_episodes):
+    """Among the candidates, whatever the display; equal scores are all 0."""
+    made = evidence(AtRandom)
+    (order,) = made.orders(AtRandom.name, tiny_episodes[:1])
+    (told,) = made.z_scores(AtRandom.name, tiny_episodes[:1])
+    scores = AtRandom().learn(made.data)(tiny_episodes[:1])[0].numpy()[list(order)]
+    assert told == pytest.approx((scores - scores.mean()) / scores.std())
+    assert made.z_scores(AtRandom.name, shuffle_candidates(tiny_episodes[:1], 1, 2)) == [told]
+    (even,) = evidence(AllAlike).z_scores(AllAlike.name, tiny_episodes[:1])
+    assert even == (0.0,) * 10
+
+
 def test_two_settings_of_one_recommender_keep_what_they_learnt(folder):
     data = read_fitting_data(folder)
     pattern = EvidencePattern(

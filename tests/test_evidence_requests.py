@@ -22,7 +22,7 @@ from rpp.callbacks.environment import RewardEnvironment
 from rpp.data.datamodule import EpisodeDataModule
 from rpp.data.lightgcn import LightGCNSettings
 from rpp.learners.logged import RewardModelLearner
-from rpp.prompts.evidence import EvidencePattern, EvidenceSource
+from rpp.prompts.evidence import EvidencePattern, EvidenceSource, evidence_sentences
 from rpp.serve import ServerSettings, make_server
 from rpp.serving.worker import Job
 from rpp.types import UNKNOWN, InputError, Item, Request
@@ -189,7 +189,8 @@ def test_more_are_asked_for_than_are_known(personaliser):
     request = Request(UNKNOWN, (Item(1, "a"),), (Item(UNKNOWN, "x"), Item(4, "y"), Item(-1, "z")))
     orders = {name: evidence.orders(name, [request])[0] for name in ("EASE", "slow")}
     assert orders == {"EASE": (1,), "slow": (1,)}
-    assert learner.patterns.evidence.sentences(2, request, orders) == ["Many: y.", "Taste: y."]
+    said = evidence_sentences(learner.patterns.evidence, [2], [request], evidence)
+    assert said == [["Many: y.", "Taste: y."]]
 
 
 def test_unknown_items_are_the_least_similar(personaliser):

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rpp.baselines.base import ARTIFACTS_FOLDER, Recommender, TrainingData, rank
+from rpp.baselines.blend import z_scores
 from rpp.baselines.factorisation import collaborative_vectors
 from rpp.data.episodes import draw_negatives, load_episodes
 from rpp.data.interactions import load_pairs, load_titles
@@ -51,6 +52,9 @@ LEAST = -1.0
 
 Key = bytes
 """Hash of what an order depends on besides the source: user, history, set of candidates."""
+
+Scores = dict[int, float]
+"""Z-scores of a user's candidates by item, the best first."""
 
 
 class RecommenderEvidence:
@@ -79,7 +83,7 @@ class RecommenderEvidence:
         self.named = {source for option in options for source in option}
         self.recommenders = {name: make_recommender(each) for name, each in sources.items()}
         self._fitted: set[str] = set()
-        self._kept: dict[str, dict[Key, Order]] = {name: {} for name in self.recommenders}
+        self._kept: dict[str, dict[Key, Scores]] = {name: {} for name in self.recommenders}
         # now: a recommender may keep in itself what it has learnt
         made = {name: identity(each) for name, each in self.recommenders.items()}
         self.fingerprint = digest([made, data.fingerprint, seed])
@@ -117,29 +121,43 @@ class RecommenderEvidence:
             Positions in each user's ``candidates``, best first. Items that the data do not know
             are not among them; none is, for a user without any known past item.
         """
+        return [tuple(scores) for scores in self._ranked(source, episodes)]
+
+    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[tuple[float, ...]]:
+        """Z-scores among a user's candidates, of those that :meth:`orders` gives, in its order.
+
+        Args:
+            source: Name of the source.
+            episodes: ``B`` users; neither their targets nor the displayed order are looked at.
+        """
+        return [tuple(scores.values()) for scores in self._ranked(source, episodes)]
+
+    def _ranked(self, source: str, episodes: Sequence[Request]) -> list[dict[int, float]]:
+        """Z-scores by position in each user's ``candidates``, the best first."""
         kept = self._kept[source]
         asked = [blinded(episode) for episode in episodes]
         keys = [None if each is None else _key(each) for each in asked]
         users = {key: each for key, each in zip(keys, asked, strict=True) if key and each}
         found = self._rank(source, {key: each for key, each in users.items() if key not in kept})
         known = ChainMap(found, kept)
-        orders = [known[key] if key else () for key in keys]
+        ranked = [known[key] if key else {} for key in keys]
         if len(kept) + len(found) <= MAX_KEPT:
             kept |= found
-        return [_positions(e, order) for e, order in zip(episodes, orders, strict=True)]
+        return [_positions(e, scores) for e, scores in zip(episodes, ranked, strict=True)]
 
-    def _rank(self, source: str, users: dict[Key, Episode]) -> dict[Key, Order]:
-        """Items of every user's candidates, best first."""
-        orders: dict[Key, Order] = {}
+    def _rank(self, source: str, users: dict[Key, Episode]) -> dict[Key, Scores]:
+        """Z-scores by item of every user's candidates, the best first."""
+        ranked: dict[Key, Scores] = {}
         for size in sorted({len(episode.candidates) for episode in users.values()}):
             some = {k: each for k, each in users.items() if len(each.candidates) == size}
             asked = list(some.values())
             scores = self._recommender(source).score(asked)
-            for key, episode, ranking in zip(
-                some, asked, rank(scores, asked, self.seed), strict=True
+            rankings = rank(scores, asked, self.seed)
+            for key, episode, ranking, row in zip(
+                some, asked, rankings, z_scores(scores.double()).tolist(), strict=True
             ):
-                orders[key] = tuple(episode.candidates[k].index for k in ranking.order)
-        return orders
+                ranked[key] = {episode.candidates[k].index: row[k] for k in ranking.order}
+        return ranked
 
     def _recommender(self, source: str) -> Recommender:
         recommender = self.recommenders[source]
@@ -303,7 +321,7 @@ def _key(episode: Episode) -> Key:
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
-def _positions(episode: Request, order: Order) -> Order:
-    """Positions of items in a user's list."""
+def _positions(episode: Request, scores: Scores) -> dict[int, float]:
+    """The same by positions in a user's list."""
     place = {item.index: k for k, item in enumerate(episode.candidates)}
-    return tuple(place[item] for item in order)
+    return {place[item]: score for item, score in scores.items()}

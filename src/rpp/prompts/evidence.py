@@ -17,6 +17,9 @@ from rpp.types import InputError, Request
 SEPARATOR = "; "
 """Between titles, which may contain commas."""
 
+GRADE = ", "
+"""Between a title and its grade."""
+
 Order = tuple[int, ...]
 """Positions of a user's candidates, best first."""
 
@@ -29,18 +32,29 @@ class EvidenceSource:
         sentence: With the placeholder ``{titles}``.
         class_path: The recommender, a subclass of ``rpp.baselines.base.Recommender``.
         init_args: Its arguments.
+        grades: Words that tell how strongly a title is recommended: each with the z-score among
+            the user's candidates above which it is used, the highest that applies. Titles below
+            all are not named. Empty: titles alone.
     """
 
     sentence: str
     class_path: str
     init_args: Mapping[str, Any] = field(default_factory=dict)
+    grades: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a sentence that does not name the titles."""
+        """Refuse a sentence that does not name the titles, and bounds that are no order."""
         if placeholders(self.sentence) != ["titles"]:
             raise InputError(
                 f"evidence is worded {self.sentence!r}: write {{titles}} once, where they go"
             )
+        bounds = list(self.grades.values())
+        if bounds != sorted(set(bounds), reverse=True):
+            raise InputError(f"grades are {dict(self.grades)}: give the highest z-score first")
+
+    def grade(self, z_score: float) -> str | None:
+        """The word for a title; ``None``: it is not named."""
+        return next((word for word, bound in self.grades.items() if z_score > bound), None)
 
 
 @dataclass(frozen=True)
@@ -72,25 +86,20 @@ class EvidencePattern:
         named = (f"{name} top {k}" for name, k in self.options[action].items())
         return ", ".join(named) or "nothing"
 
-    def sentences(self, action: int, episode: Request, best: Mapping[str, Order]) -> list[str]:
+    def sentences(self, action: int, titles: Mapping[str, Sequence[str]]) -> list[str]:
         """The sentences of an action, one per source in the option's order.
 
-        A source that ranks no candidate has none.
+        A source that names no candidate has none.
 
         Args:
             action: The option.
-            episode: The user, whose target is not looked at.
-            best: The order of the candidates by source.
+            titles: What each source would name, best first.
         """
         return [
-            filled(self.sources[name].sentence, {"titles": _titles(episode, best[name][:k])})
+            filled(self.sources[name].sentence, {"titles": SEPARATOR.join(titles[name][:k])})
             for name, k in self.options[action].items()
-            if best[name]
+            if titles[name]
         ]
-
-
-def _titles(episode: Request, positions: Order) -> str:
-    return SEPARATOR.join(episode.candidates[k].title for k in positions)
 
 
 class Evidence(Protocol):
@@ -113,6 +122,9 @@ class Evidence(Protocol):
         Returns:
             Positions of the candidates that the source knows; the others are never named.
         """
+
+    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[tuple[float, ...]]:
+        """Z-scores among a user's candidates, of those that :meth:`orders` gives, in its order."""
 
     def similarities(self, episode: Request) -> Sequence[float]:
         """Similarity of every past item to the candidates; larger is more similar.
@@ -141,19 +153,37 @@ def evidence_sentences(
     """
     if pattern is None:
         return [[] for _ in episodes]
-    best: list[dict[str, Order]] = [{} for _ in episodes]
+    said: list[dict[str, list[str]]] = [{} for _ in episodes]
     for source in pattern.sources:
         rows = [row for row, k in enumerate(options) if source in pattern.options[k]]
         if not rows:
             continue
         if evidence is None:
             raise without_recommenders(f"names the candidates of {source}")
-        orders = evidence.orders(source, [episodes[row] for row in rows])
-        for row, order in zip(rows, orders, strict=True):
-            best[row][source] = order
+        titles = _titles(pattern, source, [episodes[row] for row in rows], evidence)
+        for row, some in zip(rows, titles, strict=True):
+            said[row][source] = some
+    return [pattern.sentences(option, known) for option, known in zip(options, said, strict=True)]
+
+
+def _titles(
+    pattern: EvidencePattern, source: str, episodes: Sequence[Request], evidence: Evidence
+) -> list[list[str]]:
+    """The titles that a source would name to every user, best first, with their grades."""
+    best = [
+        [episode.candidates[k].title for k in order]
+        for episode, order in zip(episodes, evidence.orders(source, episodes), strict=True)
+    ]
+    graded = pattern.sources[source]
+    if not graded.grades:
+        return best
     return [
-        pattern.sentences(option, episode, known)
-        for option, episode, known in zip(options, episodes, best, strict=True)
+        [
+            f"{title}{GRADE}{grade}"
+            for title, z_score in zip(titles, scores, strict=True)
+            if (grade := graded.grade(z_score)) is not None
+        ]
+        for titles, scores in zip(best, evidence.z_scores(source, episodes), strict=True)
     ]
 
 

@@ -167,6 +167,9 @@ class Patterns:
         for name in ADDED:
             if content[name] is None:
                 del content[name]
+        for source in content.get("evidence", {"sources": {}})["sources"].values():
+            if not source["grades"]:
+                del source["grades"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

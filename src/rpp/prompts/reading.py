@@ -99,7 +99,13 @@ def evidence_source(value: Any) -> EvidenceSource:
     """A source of evidence."""
     given = keys(value, EvidenceSource)
     arguments = mapping(given.get("init_args", {}))
-    return EvidenceSource(text(given["sentence"]), text(given["class_path"]), dict(arguments))
+    grades = mapping(given.get("grades", {}))
+    return EvidenceSource(
+        text(given["sentence"]),
+        text(given["class_path"]),
+        dict(arguments),
+        {text(word): number(bound) for word, bound in grades.items()},
+    )
 
 
 def manual_prompt(value: Any) -> ManualPrompt:
@@ -130,6 +136,13 @@ def count(value: Any) -> int:
     if type(value) is not int:
         raise InputError(f"expected a whole number, found {value!r}")
     return value
+
+
+def number(value: Any) -> float:
+    """A number."""
+    if type(value) not in (int, float):
+        raise InputError(f"expected a number, found {value!r}")
+    return float(value)
 
 
 def text(value: Any) -> str:
