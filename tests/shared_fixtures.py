@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from shutil import copytree, rmtree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from transformers import (
 
 from data_prep.prepare import CustomFiles, DataSettings, prepare
 from rpp import assets
+from rpp.baselines.sequential import train
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.prompts.patterns import Patterns
 from rpp.types import Episode, Item
@@ -285,6 +287,17 @@ def fitted(fitted_once, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["train.py"])
     return folder
+
+
+@pytest.fixture
+def hasty_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recommenders of sequences stop after two epochs."""
+
+    def hasty(*args: Any, **options: Any) -> float:
+        return train(*args, **options | {"max_epochs": 2})
+
+    for module in ("sasrec", "text"):
+        monkeypatch.setattr(f"rpp.baselines.{module}.train", hasty)
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ from polars.testing import assert_frame_equal
 from raw_files import games
 
 from data_prep.prepare import DataSettings, prepare
-from rpp.baselines import sasrec, text
 from rpp.baselines.popularity import Popularity
-from rpp.baselines.sequential import train
 from rpp.cli import main, run
 from rpp.comparison.base import PromptMethod
 from rpp.comparison.comparison import Comparison
@@ -188,17 +186,6 @@ def test_profiles_that_the_data_do_not_know_are_refused(users, tmp_path):
         trainer(tmp_path, environment()).test(made, users, verbose=False)
 
 
-@pytest.fixture
-def hasty_sequences(monkeypatch):
-    """Recommenders of sequences stop after two epochs; they find the diagonal elsewhere."""
-
-    def hasty(*args, **options):
-        return train(*args, **options | {"max_epochs": 2})
-
-    for module in (sasrec, text):
-        monkeypatch.setattr(module, "train", hasty)
-
-
 @pytest.mark.real
 def test_the_command_of_conf_compare(here: Path, hasty_sequences, request, capsys):
     """Every method of the files; a second run fits nothing and prints the same."""
@@ -272,26 +259,29 @@ def test_a_comparison_is_not_fitted(here, capsys):
     assert "run `python train.py test` in place of fit" in capsys.readouterr().err
 
 
-def test_the_rows_of_evidence(here: Path, no_drawing, capsys):
+@pytest.mark.parametrize(
+    ("files", "name", "sources"),
+    [
+        (["compare_evidence"], "comparison-evidence", "EASE + Item-kNN"),
+        (["compare_graded", "graded"], "custom-graded", "all three"),
+    ],
+)
+def test_the_rows_of_evidence(
+    here: Path, no_drawing, hasty_sequences, capsys, files, name, sources
+):
     """Sources alone, sums of scores, static evidence; policies are in ``test_overlays.py``."""
     small = yaml.safe_load((here / "small.yaml").read_text())
     (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
-    files = ("conf/compare.yaml", "conf/compare_evidence.yaml", "few.yaml")
-    rows = [
-        "Item-kNN",
-        "EASE",
-        "manual prompt",
-        "manual, EASE",
-        "LM + EASE + Item-kNN",
-        "best static evidence",
-    ]
+    configs = [*(f"conf/{each}.yaml" for each in ("compare", *files)), "few.yaml"]
+    rows = ["EASE", "manual prompt", f"LM + {sources}", "best static evidence"]
+    rows += ["SASRec"] if "graded" in files else []
     main(
-        ["test", *(word for file in files for word in ("--config", file)),
+        ["test", *(word for file in configs for word in ("--config", file)),
          "--model.only", json.dumps(rows)]
     )  # fmt: skip
     said = " ".join(capsys.readouterr().out.split())
     assert "Left out" not in said
-    table = pl.read_csv(here / "results/comparison-evidence/comparison.csv")
+    table = pl.read_csv(here / f"results/{name}/comparison.csv")
     assert set(table["method"]) == {*rows, "chance"}
-    assert "LM + EASE + Item-kNN: weights of z-scores" in said
+    assert f"LM + {sources}: weights of z-scores" in said
     assert "best static evidence: chosen is '" in said

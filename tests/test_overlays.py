@@ -236,15 +236,15 @@ def test_cells_of_the_papers_tables(
     assert record["environment"]["decoding"] == "generate"
 
 
-@pytest.mark.parametrize("name", ["four_patterns", "frozen"])
-def test_overlays_of_other_adapters(here, name):
+@pytest.mark.parametrize("name", ["four_patterns", "frozen", "graded"])
+def test_overlays_of_other_adapters(here, hasty_sequences, name):
     """One that was tuned without evidence has none in its prompts; without one titles are long."""
     files = ("conf/rpp.yaml", f"conf/{name}.yaml", "small.yaml")
     words = [word for file in files for word in ("--config", file)]
     made = main(["fit", *words, "--trainer.fast_dev_run", "true"])
     paper = ("role", "history", "reasoning", "format")
     frozen = name == "frozen"
-    assert made.model.patterns.names == ((*paper, "evidence") if frozen else paper)
+    assert made.model.patterns.names == (paper if name == "four_patterns" else (*paper, "evidence"))
     (used,) = (c for c in made.trainer.callbacks if isinstance(c, RewardEnvironment))
     assert used.per_character is frozen
 

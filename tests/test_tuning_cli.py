@@ -73,7 +73,7 @@ def test_an_adapter_to_start_from_that_is_not_there(here, capsys):
 @pytest.mark.parametrize(
     "name", sorted(path.stem for path in (ROOT / "conf/llm_tuning").glob("*.yaml"))
 )
-def test_every_configuration_runs_and_its_checkpoint_is_small(here, name):
+def test_every_configuration_runs_and_its_checkpoint_is_small(here, hasty_sequences, name):
     main(["fit", "--config", f"conf/llm_tuning/{name}.yaml", "--config", "small.yaml"])
     assert (here / "checkpoints/adapters/small/adapter_model.safetensors").is_file()
     assert (here / "checkpoints/adapters/small/tuning.json").is_file()
