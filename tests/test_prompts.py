@@ -107,7 +107,8 @@ def test_changing_one_action_changes_the_prompt(name, answer, tiny_episodes):
     patterns = load_patterns(FOLDER / f"{name}.yaml")
     profile = {"gender": "female", "age": "25-34", "occupation": "writer"}
     episode = replace(tiny_episodes[5], profile=profile)
-    evidence = Fixed(**dict.fromkeys(("EASE", "Item-kNN", "Pop"), tuple(range(10))))
+    sources = patterns.evidence.sources if patterns.evidence else ()
+    evidence = Fixed(**dict.fromkeys(sources, tuple(range(10))))
     texts = set()
     for agent, n in enumerate(patterns.n_actions):
         for action in range(n):
