@@ -23,25 +23,17 @@ from torch import Tensor
 
 from data_prep.prepare import DataSettings, prepare
 from data_prep.sources import SOURCES
-from rpp.baselines.evidence import RecommenderEvidence
+from rpp.baselines.blend import z_scores
+from rpp.baselines.evidence import RecommenderEvidence, fit_apart
 from rpp.comparison.mixture import softmax_weights
 from rpp.data.episodes import load_episodes
 from rpp.metrics import mean_interval, ndcg
 from rpp.prompts.evidence import EvidenceSource
 from rpp.prompts.patterns import load_patterns
-from rpp.types import Episode, InputError
+from rpp.types import InputError
 
 N_FOLDS = 5
 RIDGE = 1e-3
-
-
-def score_table(evidence: RecommenderEvidence, name: str, episodes: Sequence[Episode]) -> Tensor:
-    """Z-scores by candidate, ``(B, M)``; what a source does not rank has the lowest."""
-    table = torch.full((len(episodes), len(episodes[0].candidates)), -np.inf, dtype=torch.double)
-    ranked = zip(evidence.orders(name, episodes), evidence.z_scores(name, episodes), strict=True)
-    for row, (order, scores) in zip(table, ranked, strict=True):
-        row[list(order)] = torch.tensor(scores, dtype=torch.double)
-    return table.nan_to_num(neginf=-3.0)
 
 
 def places(scores: Tensor) -> Tensor:
@@ -127,7 +119,11 @@ def measure(folder: Path, patterns: str, names: Sequence[str] | None, k: int) ->
     episodes = load_episodes(folder, "train")
     evidence = RecommenderEvidence.read(pattern, folder, episodes=episodes)
     chosen = sorted(evidence.named) if names is None else names
-    scores = {name: score_table(evidence, name, episodes) for name in chosen}
+    scores = {}
+    for name in chosen:
+        recommender = evidence.recommenders[name]
+        fit_apart(recommender, evidence.data)
+        scores[name] = z_scores(recommender.score(episodes).double())
     targets = torch.tensor([episode.target for episode in episodes])
     return rows(scores, pattern.sources, k, targets)
 

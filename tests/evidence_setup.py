@@ -35,7 +35,7 @@ class Fixed:
         return [self.by_source[source]] * len(episodes)
 
     def z_scores(self, source, episodes):
-        return [tuple(2.5 - k for k in range(10))] * len(episodes)
+        return [{k: 2.5 - n for n, k in enumerate(self.by_source[source])}] * len(episodes)
 
     def similarities(self, episode):
         return [float(-k) for k, _ in enumerate(episode.history)]

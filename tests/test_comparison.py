@@ -273,8 +273,8 @@ def test_the_rows_of_evidence(
     small = yaml.safe_load((here / "small.yaml").read_text())
     (here / "few.yaml").write_text(json.dumps(FEW | {"data": small["data"]}))
     configs = [*(f"conf/{each}.yaml" for each in ("compare", *files)), "few.yaml"]
-    rows = ["EASE", "manual prompt", f"LM + {sources}", "best static evidence"]
-    rows += ["SASRec"] if "graded" in files else []
+    own = ["SASRec", "manual, SASRec"] if "graded" in files else ["Item-kNN", "manual, EASE"]
+    rows = [*own, "EASE", "manual prompt", f"LM + {sources}", "best static evidence"]
     main(
         ["test", *(word for file in configs for word in ("--config", file)),
          "--model.only", json.dumps(rows)]

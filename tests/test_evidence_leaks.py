@@ -241,10 +241,12 @@ def test_z_scores_are_those_of_the_order(tiny_episodes):
     (order,) = made.orders(AtRandom.name, tiny_episodes[:1])
     (told,) = made.z_scores(AtRandom.name, tiny_episodes[:1])
     scores = AtRandom().learn(made.data)(tiny_episodes[:1])[0].numpy()[list(order)]
-    assert told == pytest.approx((scores - scores.mean()) / scores.std())
-    assert made.z_scores(AtRandom.name, shuffle_candidates(tiny_episodes[:1], 1, 2)) == [told]
+    assert tuple(told) == order
+    assert list(told.values()) == pytest.approx((scores - scores.mean()) / scores.std())
+    (shuffled,) = made.z_scores(AtRandom.name, shuffle_candidates(tiny_episodes[:1], 1, 2))
+    assert list(shuffled.values()) == list(told.values())
     (even,) = evidence(AllAlike).z_scores(AllAlike.name, tiny_episodes[:1])
-    assert even == (0.0,) * 10
+    assert list(even.values()) == [0.0] * 10
 
 
 def test_two_settings_of_one_recommender_keep_what_they_learnt(folder):

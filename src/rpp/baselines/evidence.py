@@ -121,19 +121,15 @@ class RecommenderEvidence:
             Positions in each user's ``candidates``, best first. Items that the data do not know
             are not among them; none is, for a user without any known past item.
         """
-        return [tuple(scores) for scores in self._ranked(source, episodes)]
+        return [tuple(scores) for scores in self.z_scores(source, episodes)]
 
-    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[tuple[float, ...]]:
-        """Z-scores among a user's candidates, of those that :meth:`orders` gives, in its order.
+    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[dict[int, float]]:
+        """Z-scores of the candidates that :meth:`orders` gives, by position, in its order.
 
         Args:
             source: Name of the source.
             episodes: ``B`` users; neither their targets nor the displayed order are looked at.
         """
-        return [tuple(scores.values()) for scores in self._ranked(source, episodes)]
-
-    def _ranked(self, source: str, episodes: Sequence[Request]) -> list[dict[int, float]]:
-        """Z-scores by position in each user's ``candidates``, the best first."""
         kept = self._kept[source]
         asked = [blinded(episode) for episode in episodes]
         keys = [None if each is None else _key(each) for each in asked]

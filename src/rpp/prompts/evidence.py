@@ -123,8 +123,8 @@ class Evidence(Protocol):
             Positions of the candidates that the source knows; the others are never named.
         """
 
-    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[tuple[float, ...]]:
-        """Z-scores among a user's candidates, of those that :meth:`orders` gives, in its order."""
+    def z_scores(self, source: str, episodes: Sequence[Request]) -> list[dict[int, float]]:
+        """Z-scores of the candidates that :meth:`orders` gives, by position, in its order."""
 
     def similarities(self, episode: Request) -> Sequence[float]:
         """Similarity of every past item to the candidates; larger is more similar.
@@ -167,23 +167,22 @@ def evidence_sentences(
 
 
 def _titles(
-    pattern: EvidencePattern, source: str, episodes: Sequence[Request], evidence: Evidence
+    pattern: EvidencePattern, name: str, episodes: Sequence[Request], evidence: Evidence
 ) -> list[list[str]]:
     """The titles that a source would name to every user, best first, with their grades."""
-    best = [
-        [episode.candidates[k].title for k in order]
-        for episode, order in zip(episodes, evidence.orders(source, episodes), strict=True)
-    ]
-    graded = pattern.sources[source]
-    if not graded.grades:
-        return best
+    source = pattern.sources[name]
+    if not source.grades:
+        return [
+            [episode.candidates[k].title for k in order]
+            for episode, order in zip(episodes, evidence.orders(name, episodes), strict=True)
+        ]
     return [
         [
-            f"{title}{GRADE}{grade}"
-            for title, z_score in zip(titles, scores, strict=True)
-            if (grade := graded.grade(z_score)) is not None
+            f"{episode.candidates[k].title}{GRADE}{grade}"
+            for k, z_score in scores.items()
+            if (grade := source.grade(z_score)) is not None
         ]
-        for titles, scores in zip(best, evidence.z_scores(source, episodes), strict=True)
+        for episode, scores in zip(episodes, evidence.z_scores(name, episodes), strict=True)
     ]
 
 
