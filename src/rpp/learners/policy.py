@@ -22,6 +22,7 @@ from rpp.learners import checkpoint as checkpoints
 from rpp.learners import portable
 from rpp.learners.checks import check_smallest
 from rpp.learners.client import RankerClient
+from rpp.processes import leave_at_exit
 from rpp.prompts.patterns import load_patterns
 from rpp.rollout import C, Policy, Step, Transition, rollout, uniforms
 from rpp.types import Episode, InputError
@@ -155,6 +156,7 @@ class PromptPolicy(RecordsArguments, RankerClient, ABC, Generic[C]):
                 f"{self.title} cannot share its users among {self.trainer.world_size} processes"
                 " this way: set trainer.strategy to ddp, or trainer.devices to 1"
             )
+        leave_at_exit()
         if not self.is_built:
             self.build(self.data, self.trainer.strategy.root_device)
 
