@@ -72,8 +72,10 @@ def test_the_best_adapter_is_kept_and_used(adapter, data, tmp_path, wide_llm_fol
 def test_the_card_tells_what_was_learnt_from_what(likelihood_weight, start, scale, told):
     about = dict.fromkeys(("base_model", "data", "n_users", "n_sequences", "steps", "seed"), 7)
     about |= {"started_from": start, "start_scale": scale, "likelihood_weight": likelihood_weight}
-    text = card(about, shows_candidates=False)
-    assert all(words in text for words in told)
+    text = card(about | {"targets": "training"}, shows_candidates=False)
+    assert all(words in text for words in (*told, "no one's last two interactions"))
+    text = card(about | {"targets": "validation"}, shows_candidates=False)
+    assert all(words in text for words in (*told, "no one's last interaction."))
 
 
 def test_users_an_adapter_may_have_learnt_from_are_counted(data, tmp_path, wide_llm_folder):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from data_prep.prepare import prepare
@@ -16,7 +17,7 @@ from rpp.prompts.compose import Display
 from rpp.prompts.evidence import EvidencePattern
 from rpp.prompts.patterns import load_patterns
 from rpp.tuning.instructions import Instruction, draw_instruction
-from rpp.types import HELD_OUT, MAX_SEED, PROFILE, SPLITS, InputError
+from rpp.types import HELD_OUT, MAX_SEED, PROFILE, SPLITS, InputError, Item
 
 Stretch = tuple[int, int]
 """A user and the number of one of their sequences."""
@@ -42,6 +43,9 @@ class InstructionDataModule(EpisodeDataModule):
             sequences, raise it by the number of epochs already trained.
         **kwargs: As :class:`rpp.data.datamodule.EpisodeDataModule`.
     """
+
+    targets: Literal["training", "validation"] = "training"
+    """Which interactions of a user the targets are."""
 
     def __init__(
         self,
@@ -82,15 +86,8 @@ class InstructionDataModule(EpisodeDataModule):
     def setup(self, stage: str) -> None:
         """Read the episodes, and the interactions of the users to train on."""
         self._episodes = {split: load_episodes(self.folder, split) for split in SPLITS}
-        held_out = {e.user: e.user_id for s in HELD_OUT for e in self._episodes[s]}
-        self.left_out = tuple(held_out.values())
-        users, items = load_training_pairs(self.folder)
-        starts = np.flatnonzero(np.diff(users, prepend=-1))
-        self.sequences = {
-            int(users[start]): [self.catalogue[k] for k in part]
-            for start, part in zip(starts, np.split(items, starts)[1:], strict=True)
-            if len(part) > 1 and int(users[start]) not in held_out
-        }
+        self.left_out = tuple(e.user_id for s in HELD_OUT for e in self._episodes[s])
+        self._read_sequences()
         if not self.sequences:
             raise InputError(
                 f"no user of {self.folder} is left to tune on: use fewer validation and test users"
@@ -101,11 +98,26 @@ class InstructionDataModule(EpisodeDataModule):
             for user in self.sequences
         }
         self.patterns.check_profiles(self.profiles.values(), self.settings.name)
+        if self.patterns.needs_evidence:
+            self._set_up_evidence(self.patterns.evidence)
+
+    def _read_sequences(self) -> None:
+        """Training interactions of the users who are not held out; no negative is among them."""
+        held_out = {e.user for s in HELD_OUT for e in self._episodes[s]}
+        found = self._by_user(*load_training_pairs(self.folder))
+        self.sequences = {
+            user: items for user, items in found.items() if len(items) > 1 and user not in held_out
+        }
         self.seen = {
             user: frozenset(item.index for item in items) for user, items in self.sequences.items()
         }
-        if self.patterns.needs_evidence:
-            self._set_up_evidence(self.patterns.evidence)
+
+    def _by_user(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> dict[int, list[Item]]:
+        starts = np.flatnonzero(np.diff(users, prepend=-1))
+        return {
+            int(users[start]): [self.catalogue[k] for k in part]
+            for start, part in zip(starts, np.split(items, starts)[1:], strict=True)
+        }
 
     def _set_up_evidence(self, pattern: EvidencePattern | None) -> None:
         """Recommenders for validation, and for each part of the users some that do not know it."""
@@ -121,11 +133,13 @@ class InstructionDataModule(EpisodeDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Every sequence of every user, in a new random order per epoch."""
         stretches = [
-            (user, number)
-            for user, items in self.sequences.items()
-            for number in range(-(-len(items) // self.n_items))
+            (user, number) for user in self.sequences for number in range(self.n_sequences(user))
         ]
         return self._loader(stretches, shuffle_seed=self.draw_seed)
+
+    def n_sequences(self, user: int) -> int:
+        """Sequences of a user in an epoch."""
+        return -(-len(self.sequences[user]) // self.n_items)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The policy's training and validation users."""
@@ -142,8 +156,7 @@ class InstructionDataModule(EpisodeDataModule):
         """The instruction from one sequence of one user in one epoch."""
         rng = np.random.default_rng([self.draw_seed, epoch, user, number])
         items = self.sequences[user]
-        start = int(rng.integers(max(1, len(items) - self.n_items + 1)))
-        evidence = self.folds[self.fold_of[user]] if self.folds else None
+        start = self.draw_start(user, rng)
         return draw_instruction(
             items[start : start + self.n_items],
             self.catalogue,
@@ -155,6 +168,15 @@ class InstructionDataModule(EpisodeDataModule):
             display=self.display,
             profile=self.profiles[user],
             past=items[:start],
-            evidence=evidence,
+            evidence=self.evidence_for(user),
             user=user,
+            target_last=self.targets == "validation",
         )
+
+    def draw_start(self, user: int, rng: np.random.Generator) -> int:
+        """Where in the user's interactions a sequence begins."""
+        return int(rng.integers(max(1, len(self.sequences[user]) - self.n_items + 1)))
+
+    def evidence_for(self, user: int) -> RecommenderEvidence | None:
+        """Recommenders that were fitted without the user."""
+        return self.folds[self.fold_of[user]] if self.folds else None

@@ -13,8 +13,8 @@ from rpp.llms.tuned import METADATA_FILE
 
 CARD = """# LoRA adapter of {base_model}, tuned on {data}
 
-Made by `rpp.tuning`: {kind} from the training interactions of {n_users} users;
-nobody who validates or tests the policy, and no one's last two interactions.
+Made by `rpp.tuning`: {kind} from the {interactions} of {n_users} users;
+{nobody}.
 {n_sequences} sequences, {steps} steps, data seed {seed}; it began with {start}.
 `tuning.json` beside this file has the scores on validation interactions, how they rose, and hashes
 of the users left out.
@@ -25,6 +25,12 @@ The adapter is licensed like the code of this project. What it was tuned on is n
 one, may be used for research only, and so may what is derived from it.
 """
 """What lies beside an adapter's weights, in words."""
+
+NOT_SEEN = {
+    "training": "nobody who validates or tests the policy, and no one's last two interactions",
+    "validation": "nobody who trains, validates or tests the policy, and no one's last interaction",
+}
+"""What an adapter has not seen, by the split of its targets."""
 
 HIDDEN = ", `environment.decoding: likelihood`,\n`show_candidates: false`, `per_character: false`"
 """How a model is asked that has learnt titles and no lists."""
@@ -77,8 +83,11 @@ def card(metadata: Mapping[str, Any], *, shows_candidates: bool) -> str:
     kind = "rankings of listed candidates" if shows_candidates else "packed histories"
     start, scale = metadata["started_from"], metadata["start_scale"]
     scaled = "" if scale == 1 else f", scaled by {scale:g}"
+    told = {"training": "training", "validation": "training and validation"}[metadata["targets"]]
     return CARD.format(
         **metadata,
+        interactions=f"{told} interactions",
+        nobody=NOT_SEEN[metadata["targets"]],
         kind=kind if metadata["likelihood_weight"] else "targets among candidates",
         start="fresh weights" if start is None else f"the adapter in `{start}`{scaled}",
         use="" if shows_candidates else HIDDEN,

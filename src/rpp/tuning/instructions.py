@@ -65,6 +65,7 @@ def draw_instruction(
     past: Sequence[Item] = (),
     evidence: Evidence | None = None,
     user: int = 0,
+    target_last: bool = False,
 ) -> Instruction:
     """One instruction from a sequence of a user's training interactions.
 
@@ -83,10 +84,11 @@ def draw_instruction(
         past: Items before the sequence: evidence knows them, the prompt does not tell them.
         evidence: Ranks the candidates for the pattern ``evidence``; not fitted on this user.
         user: Number of the user.
+        target_last: A packed history has the last item as target, too.
     """
     display = display or Display(show_candidates=False)
     n_history = int(rng.integers(1, min(max_history, len(stretch) - 1) + 1))
-    at = len(stretch) - 1 if display.show_candidates else n_history
+    at = len(stretch) - 1 if display.show_candidates or target_last else n_history
     best_first = [stretch[at], *draw_negatives(stretch[at], catalogue, seen, n_candidates - 1, rng)]
     order = [int(k) for k in rng.permutation(len(best_first))]
     episode = Episode(

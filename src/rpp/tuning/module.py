@@ -305,6 +305,7 @@ class RankingAdapter(LightningModule):
             DATA: data.summary["settings"]["name"],
             "prepared_data": data.summary["fingerprint"],
             "n_users": len(data.sequences),
+            "targets": data.targets,
             "seed": data.settings.seed,
             "draw_seed": data.draw_seed,
             "n_sequences": self.n_sequences,
