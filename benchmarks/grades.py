@@ -111,7 +111,7 @@ def measure(folder: Path, patterns: str, names: Sequence[str] | None, k: int) ->
         k: Titles named by each.
 
     Raises:
-        InputError: If the file has no evidence, or none with grades.
+        InputError: If the file has no evidence, none with grades, or not a source of this name.
     """
     pattern = load_patterns(patterns).evidence
     if pattern is None:
@@ -119,6 +119,10 @@ def measure(folder: Path, patterns: str, names: Sequence[str] | None, k: int) ->
     episodes = load_episodes(folder, "train")
     evidence = RecommenderEvidence.read(pattern, folder, episodes=episodes)
     chosen = sorted(evidence.named) if names is None else names
+    for name in chosen:
+        if name not in evidence.recommenders:
+            known = ", ".join(evidence.recommenders)
+            raise InputError(f"{patterns} has no source {name!r}: choose from {known}")
     scores = {}
     for name in chosen:
         recommender = evidence.recommenders[name]

@@ -76,3 +76,5 @@ def test_sources_of_a_file(prepared_folder, tmp_path):
     assert all(0.25 < float(values.mean()) <= 1 for values in found.values())
     with pytest.raises(InputError, match="has no evidence"):
         measure(folder, "conf/patterns/movies.yaml", None, 3)
+    with pytest.raises(InputError, match="has no source 'Bert4Rec': choose from EASE, Item-kNN,"):
+        measure(folder, "conf/patterns/movies_graded.yaml", ["Bert4Rec"], 3)
