@@ -236,7 +236,7 @@ def test_cells_of_the_papers_tables(
     assert record["environment"]["decoding"] == "generate"
 
 
-@pytest.mark.parametrize("name", ["four_patterns", "frozen", "graded"])
+@pytest.mark.parametrize("name", ["four_patterns", "frozen", "graded", "graded_ml-1m"])
 def test_overlays_of_other_adapters(here, hasty_sequences, name):
     """One that was tuned without evidence has none in its prompts; without one titles are long."""
     files = ("conf/rpp.yaml", f"conf/{name}.yaml", "small.yaml")

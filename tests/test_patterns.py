@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "conf" / "patterns"
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_patterns(path):
     patterns = load_patterns(path)
-    kinds = {"profile": (8,), "evidence": (8,), "graded": (10,)}
+    kinds = {"profile": (8,), "evidence": (8,), "graded": (10,), "ml-1m": (10,)}
     added = kinds.get(path.stem.rpartition("_")[2], ())
     assert patterns.n_actions == (3, 3, 9, 5, *added)
     assert patterns.manual is not None
