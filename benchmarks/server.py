@@ -103,13 +103,20 @@ def throughput(console: Console, n: int, repeats: int) -> None:
     console.print(table)
 
 
-def faults(console: Console, n: int) -> None:
-    """Table of the outcomes of prompts with a server that has all usual faults."""
+def faults(console: Console, n: int, timeout: float = 1.0) -> None:
+    """Table of the outcomes of prompts with a server that has all usual faults.
+
+    Args:
+        console: Where it is printed.
+        n: Prompts in each of three rounds.
+        timeout: Seconds after which the client gives a request up; a slow reply takes twice that.
+    """
     table = Table(
         "prompts", "answered", "lost", "asked again", "requests", "s", "held, MB", "RSS, MB"
     )
-    with TemporaryDirectory() as folder, running(Stub(0.02, fault_share=0.1)) as stub:
-        model = OpenAILanguageModel("m", stub.url, concurrency=16, timeout=1.0, max_retries=12)
+    server = Stub(0.02, fault_share=0.1, slow_seconds=2 * timeout)
+    with TemporaryDirectory() as folder, running(server) as stub:
+        model = OpenAILanguageModel("m", stub.url, concurrency=16, timeout=timeout, max_retries=12)
         llm = CachedLanguageModel(model, ReplyCache(Path(folder)))
         tracemalloc.start()
         rows = []

@@ -204,7 +204,7 @@ def server(monkeypatch):
     """A running chat server."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running = Server()
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield running
     running.shutdown()
     running.server_close()

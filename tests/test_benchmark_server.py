@@ -30,7 +30,7 @@ def test_the_share_is_the_ratio_of_the_two_rates():
 def test_faults_are_met_and_every_prompt_is_counted_once(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
     printed = StringIO()
-    server.faults(Console(file=printed, width=200), 20)
+    server.faults(Console(file=printed, width=200), 20, timeout=0.3)
     assert not tracemalloc.is_tracing()  # it once went on, and made all that came after slow
     lines = printed.getvalue().splitlines()
     rows = [[c.strip() for c in line.strip("│").split("│")] for line in lines if "│" in line]

@@ -126,7 +126,7 @@ def server(tmp_path):
             pass
 
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http_server.serve_forever, daemon=True)
+    thread = threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield web, f"http://127.0.0.1:{http_server.server_port}"
     http_server.shutdown()

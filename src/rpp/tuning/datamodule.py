@@ -90,7 +90,7 @@ class InstructionDataModule(EpisodeDataModule):
         self._read_sequences()
         if not self.sequences:
             raise InputError(
-                f"no user of {self.folder} is left to tune on: use fewer validation and test users"
+                f"no user of {self.folder} is left to tune on: use fewer users for the policy"
             )
         people = load_users(self.folder).select(PROFILE).to_dicts()
         self.profiles = {

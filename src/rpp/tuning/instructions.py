@@ -82,7 +82,7 @@ def draw_instruction(
             title or identifier.
         profile: Attributes of the user.
         past: Items before the sequence: evidence knows them, the prompt does not tell them.
-        evidence: Ranks the candidates for the pattern ``evidence``; not fitted on this user.
+        evidence: Ranks the candidates for the pattern ``evidence``; not fitted to the target.
         user: Number of the user.
         target_last: A packed history has the last item as target, too.
     """
