@@ -33,6 +33,7 @@ def here(tmp_path, monkeypatch, custom_csv, wide_llm_folder):
                 "n_train_users": 6,
                 "n_validation_users": 6,
                 "n_test_users": 6,
+                "n_folds": 2,
             }
         },
         "trainer": {
