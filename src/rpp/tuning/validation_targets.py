@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rpp.baselines.evidence import RecommenderEvidence, read_fitting_data, spare_episodes
+from rpp.baselines.evidence import RecommenderEvidence, read_fitting_data
 from rpp.data.interactions import load_pairs
 from rpp.prompts.evidence import EvidencePattern
 from rpp.tuning.datamodule import InstructionDataModule
@@ -30,7 +30,8 @@ class ValidationTargetDataModule(InstructionDataModule):
         """Training interactions and then the validation interaction; none of the user's is new."""
         users, items, splits = load_pairs(self.folder)
         taken = {e.user for split in SPLITS for e in self._episodes[split]}
-        chosen_on = {e.user for e in spare_episodes(self.folder, taken)}
+        self._fitted_to = read_fitting_data(self.folder)
+        chosen_on = {e.user for e in self._fitted_to.validation}
         able = set(users[splits == "validation"].tolist()) - taken - chosen_on
         told = splits != "test"
         self.sequences = {
@@ -43,7 +44,7 @@ class ValidationTargetDataModule(InstructionDataModule):
 
     def _set_up_evidence(self, pattern: EvidencePattern | None) -> None:
         """The recommenders of the policy's prompts; a target that one knows is refused."""
-        self.evidence = RecommenderEvidence(pattern, read_fitting_data(self.folder))
+        self.evidence = RecommenderEvidence(pattern, self._fitted_to)
         targets = [
             Episode(user, tuple(own[:-1]), (own[-1],), 0, "validation")
             for user, own in self.sequences.items()
