@@ -24,7 +24,7 @@ from rpp.llms.cache import ReplyCache
 from rpp.llms.huggingface import HuggingFaceLanguageModel
 from rpp.llms.tuned import DATA, EARLIER, LEFT_OUT, left_out, marks
 from rpp.metrics import METRICS, mean_interval, target_ranks
-from rpp.processes import all_reduce_sum, gather_rows
+from rpp.processes import all_reduce_sum, gather_rows, leave_at_exit
 from rpp.prompts.compose import compose
 from rpp.prompts.patterns import load_patterns
 from rpp.ranker import Decoding, Ranker
@@ -175,6 +175,7 @@ class RankingAdapter(LightningModule):
 
     def on_fit_start(self) -> None:
         """Find the users left out, both here and by the initial adapter."""
+        leave_at_exit()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.left_out_earlier = {} if self.start is None else left_out(self.start)
         own = set(marks(data.left_out))
