@@ -30,11 +30,11 @@ def test_the_share_is_the_ratio_of_the_two_rates():
 def test_faults_are_met_and_every_prompt_is_counted_once(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
     printed = StringIO()
-    server.faults(Console(file=printed, width=200), 10, timeout=0.2)
+    server.faults(Console(file=printed, width=200), 20, timeout=0.2)
     assert not tracemalloc.is_tracing()  # it once went on, and made all that came after slow
     lines = printed.getvalue().splitlines()
     rows = [[c.strip() for c in line.strip("│").split("│")] for line in lines if "│" in line]
-    assert [row[0] for row in rows] == ["10"] * 3
+    assert [row[0] for row in rows] == ["20"] * 3
     for n, answered, lost, *_ in rows:
         assert int(answered) + int(lost) == int(n)
     met = dict(reversed(word.split()) for word in lines[-1].removeprefix("met: ").split(", "))
